@@ -1,0 +1,188 @@
+"""Layers that several models share.
+
+Letters in shape annotations, in every file: b batch, t tokens or time steps, s keys, h heads,
+d features, c channels, f frames, x y height and width. Attribute names are the checkpoint's
+(`to_q`, `q_norm`, `net`), so a module's path is its checkpoint key and key tables stay short; so
+are the shapes: a Linear weight is [out, in], a convolution's [out, in, *kernel]. Weights are
+always read from a file, so modules start as zeros and are built under `nnx.eval_shape`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+
+class Frozen(nnx.Variable):
+    """A base weight: loaded from the checkpoint, never trained."""
+
+
+class LoRA(nnx.Module):
+    """Low-rank update of one linear layer: scale * B(A(dropout(x))).
+
+    `A` is [r, in], `B` is [out, r], float32 masters (with a leading layer axis in stacked blocks).
+    `dropout_key` is set on the fly by the caller of a training step, see lora.seed_dropout.
+    """
+
+    def __init__(self, a: Array, b: Array, scale: float, dropout: float):
+        self.A = nnx.LoRAParam(a)
+        self.B = nnx.LoRAParam(b)
+        self.scale = scale
+        self.dropout = dropout
+        self.dropout_key = nnx.data(None)
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
+        if self.dropout and self.dropout_key is not None:
+            keep = jax.random.bernoulli(self.dropout_key, 1 - self.dropout, x.shape)
+            x = jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
+        low = jnp.einsum("...i,ri->...r", x, self.A[...].astype(x.dtype))
+        return jnp.einsum("...r,or->...o", low, self.B[...].astype(x.dtype)) * self.scale
+
+
+class Linear(nnx.Module):
+    """y = x Wᵀ + bias, plus the LoRA update where `lora.attach` put one."""
+
+    def __init__(self, d_in: int, d_out: int, bias: bool = True):
+        self.weight = Frozen(jnp.zeros((d_out, d_in)))
+        self.bias = Frozen(jnp.zeros(d_out)) if bias else None
+        self.lora = nnx.data(None)
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
+        y = jnp.einsum("...i,oi->...o", x, self.weight[...].astype(x.dtype))
+        if self.bias is not None:
+            y = y + self.bias[...].astype(x.dtype)
+        return y if self.lora is None else y + self.lora(x)
+
+
+def rms_norm(x: Float[Array, "*b d"], eps: float = 1e-6) -> Float[Array, "*b d"]:
+    """x / rms(x) over the last axis; computed in float32, returned in x's dtype."""
+    x32 = x.astype(jnp.float32)
+    return (x32 * jax.lax.rsqrt(jnp.mean(x32**2, -1, keepdims=True) + eps)).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """RMS norm over the last axis with a learned scale."""
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        self.weight = Frozen(jnp.zeros(dim))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return rms_norm(x, self.eps) * self.weight[...].astype(x.dtype)
+
+
+def attention(
+    q: Float[Array, "b t h d"],
+    k: Float[Array, "b s h d"],
+    v: Float[Array, "b s h d"],
+    kv_len: Int[Array, " b"] | None = None,
+) -> Float[Array, "b t h d"]:
+    """softmax(q kᵀ / sqrt(d)) v, over the first `kv_len` keys of each sample where given.
+
+    On a GPU in half precision it is cuDNN's flash attention, which never holds the t*s scores;
+    elsewhere XLA's. Structure (which tokens see which) is expressed by slicing before the call,
+    never by a mask: a query without any key has no portable meaning.
+    """
+    half = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        key_value_seq_lengths=kv_len,
+        implementation="cudnn" if half and jax.default_backend() == "gpu" else "xla",
+    )
+
+
+def frequency_grid(theta: float, axes: int, dim: int, double: bool) -> Float[np.ndarray, " n"]:
+    """Rotary frequencies theta^(0..1) * pi/2, dim // (2 axes) of them, rounded to float32.
+
+    `double` computes the grid in float64 before the rounding (`frequencies_precision`).
+    Source: Lightricks/LTX-2 packages/ltx-core/src/ltx_core/model/transformer/rope.py.
+    """
+    dtype = np.float64 if double else np.float32
+    exponents = np.linspace(0.0, 1.0, dim // (2 * axes), dtype=dtype)
+    return (np.power(dtype(theta), exponents) * dtype(np.pi / 2)).astype(np.float32)
+
+
+def rotary_table(
+    positions: Float[Array, "b n t"],
+    max_pos: tuple[float, ...],
+    grid: Float[np.ndarray, " m"],
+    dim: int,
+    heads: int,
+) -> tuple[Float[Array, "b t h k"], Float[Array, "b t h k"]]:
+    """cos and sin of the rotary angles, float32, k = dim / heads / 2 per head.
+
+    `positions` are one number per axis and token (seconds, rows, columns); an axis spans -1..1
+    over 0..max_pos. Angles reach 15,708 rad, so the order of operations is the reference's and
+    everything is float32; the barrier keeps XLA from turning the division into a multiplication.
+    Frequencies vary slowest over axes; missing ones are padded in front with angle 0.
+    """
+    limits = jax.lax.optimization_barrier(jnp.array(max_pos, jnp.float32))[:, None]
+    fraction = positions.astype(jnp.float32) / limits * 2 - 1
+    angles = jnp.einsum("bnt,m->btmn", fraction, grid, precision="highest")
+    angles = angles.reshape(*angles.shape[:2], -1)
+    angles = jnp.pad(angles, ((0, 0), (0, 0), (dim // 2 - angles.shape[-1], 0)))
+    angles = angles.reshape(*angles.shape[:2], heads, -1)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rotary(
+    x: Float[Array, "b t h d"],
+    table: tuple[Float[Array, "#b t h k"], Float[Array, "#b t h k"]],
+) -> Float[Array, "b t h d"]:
+    """Rotate the pairs (x[i], x[i + d/2]) of every head ("split" layout), in float32."""
+    cos, sin = table
+    first, second = jnp.split(x.astype(jnp.float32), 2, -1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    return rotated.astype(x.dtype)
+
+
+class FeedForward(nnx.Module):
+    """Linear to 4 d, tanh-approximated GELU, linear back; `net.0.proj` and `net.2` by name."""
+
+    def __init__(self, dim: int):
+        self.net = nnx.List([_Projection(dim, 4 * dim), nnx.Module(), Linear(4 * dim, dim)])
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return self.net[2](jax.nn.gelu(self.net[0].proj(x), approximate=True))
+
+
+class _Projection(nnx.Module):
+    def __init__(self, d_in: int, d_out: int):
+        self.proj = Linear(d_in, d_out)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with RMS-normalised queries and keys, as in every LTX-2 block.
+
+    LTX-2.3 adds a per-head gate `to_gate_logits`; its place is between `attention` and `to_out`.
+    """
+
+    def __init__(self, dim: int, context_dim: int, heads: int, head_dim: int, eps: float = 1e-6):
+        inner = heads * head_dim
+        self.heads = heads
+        self.q_norm = RMSNorm(inner, eps)
+        self.k_norm = RMSNorm(inner, eps)
+        self.to_q = Linear(dim, inner)
+        self.to_k = Linear(context_dim, inner)
+        self.to_v = Linear(context_dim, inner)
+        self.to_out = nnx.List([Linear(inner, dim)])
+
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        context: Float[Array, "b s e"],
+        rope: tuple[Array, Array] | None = None,
+        context_rope: tuple[Array, Array] | None = None,
+        context_len: Int[Array, " b"] | None = None,
+    ) -> Float[Array, "b t d"]:
+        """Attend from x to context; `rope` rotates the queries, `context_rope` the keys."""
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (q, k, v))
+        if rope is not None and context_rope is not None:
+            q, k = apply_rotary(q, rope), apply_rotary(k, context_rope)
+        out = attention(q, k, v, context_len)
+        return self.to_out[0](out.reshape(*out.shape[:2], -1))
