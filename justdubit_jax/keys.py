@@ -20,7 +20,7 @@ class Part:
     rows: tuple[tuple[str, str], ...]
 
     def path(self, key: str) -> tuple[str, int | None] | None:
-        """Our parameter path for a checkpoint key, and its block index; None if not of this part."""
+        """Our path for a checkpoint key, and its block index; None if not of this part."""
         for theirs, ours in self.rows:
             if match := _regex(theirs).fullmatch(key):
                 layer = match.groupdict().get("layer")
@@ -40,7 +40,9 @@ class Part:
 
     def is_stacked(self, path: str) -> bool:
         """Whether the parameter has a leading block axis."""
-        return any("{layer}" in theirs and _regex(ours).fullmatch(path) for theirs, ours in self.rows)
+        return any(
+            "{layer}" in theirs and _regex(ours).fullmatch(path) for theirs, ours in self.rows
+        )
 
 
 @functools.cache

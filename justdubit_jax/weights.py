@@ -107,7 +107,7 @@ def parameters(model: nnx.Module) -> dict[str, nnx.Variable]:
 
 @dataclasses.dataclass(frozen=True)
 class Mismatch:
-    """What is wrong between a part and a checkpoint; checkpoint keys, with shapes where they differ."""
+    """What is wrong between a part and a checkpoint, as checkpoint keys."""
 
     missing: list[str]
     unexpected: list[str]
@@ -155,7 +155,7 @@ def load(
     dtype: jnp.dtype,
     shardings: Shardings | None = None,
 ) -> nnx.Module:
-    """A copy of `model` (built under nnx.eval_shape) with its base weights read from the checkpoint.
+    """A copy of an abstract model with its base weights read from the checkpoint.
 
     `shardings(path, shape)` places every array; by default on the first device. Stacked arrays are
     filled on the device block by block, so the host holds one tensor at a time. Variables that are

@@ -37,7 +37,7 @@ class LoRA(nnx.Module):
             keep = jax.random.bernoulli(self.dropout_key, 1 - self.dropout, x.shape)
             x = jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
         low = jnp.einsum("...i,ri->...r", x, self.A[...].astype(x.dtype))
-        return jnp.einsum("...r,or->...o", low, self.B[...].astype(x.dtype)) * self.scale
+        return jnp.einsum("...r,or->...o", low * self.scale, self.B[...].astype(x.dtype))
 
 
 class Linear(nnx.Module):

@@ -1,0 +1,431 @@
+"""LTX-2's joint audio-video diffusion transformer.
+
+Two streams of tokens, video and audio, run side by side through the same blocks: each attends to
+itself and to its text, then they attend to one another, then each has its feed-forward. A
+modality's tokens stand as [reference | target].
+
+Two things are simpler here than in the reference, by design:
+
+* A token's timestep is either 0 (reference and conditioned tokens: "clean") or its sample's sigma,
+  so every modulation is computed for these two values and selected per token. Clean tokens come
+  first, so a length per sample says which they are.
+* Isolation of the reference tokens in the audio-video attention is slicing: target queries attend
+  to target keys, and the output of a reference query is zero before `to_out`, whose bias remains.
+
+Source of the formulas: Lightricks/LTX-2 packages/ltx-core/src/ltx_core/model/transformer.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from justdubit_jax.errors import InputError
+from justdubit_jax.models.layers import (
+    Attention,
+    FeedForward,
+    Frozen,
+    Linear,
+    frequency_grid,
+    rms_norm,
+    rotary_table,
+)
+
+# Whose timesteps modulate the audio-video attention: the modality's own, per token (JustDubit's
+# trainer and its released LoRA), or the other modality's sigma (ltx-core >= 1.0.0).
+CrossTimestep = Literal["own", "other"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamConfig:
+    """One modality's half of the model."""
+
+    heads: int
+    head_dim: int
+    in_channels: int
+    out_channels: int
+    max_pos: tuple[float, ...]  # extent of each position axis: seconds, pixel rows, pixel columns
+
+    @property
+    def dim(self) -> int:
+        return self.heads * self.head_dim
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes and constants, from the checkpoint's `config` metadata."""
+
+    layers: int
+    video: StreamConfig
+    audio: StreamConfig
+    caption_channels: int
+    norm_eps: float
+    rope_theta: float
+    rope_double: bool  # frequency grid computed in float64
+    timestep_scale: float
+    cross_gate_timestep_scale: float
+
+    @classmethod
+    def from_metadata(cls, config: dict[str, Any]) -> "TransformerConfig":
+        """Read the "transformer" section; absent keys take the reference's defaults.
+
+        Raises InputError on a value that this model does not have.
+        """
+        section = config.get("transformer", {})
+        for key, supported in _SUPPORTED.items():
+            if key in section and section[key] != supported:
+                raise InputError(
+                    f"checkpoint config: transformer.{key} is {section[key]!r}, "
+                    f"only {supported!r} is supported"
+                )
+        for key in ("apply_gated_attention", "cross_attention_adaln"):
+            if section.get(key):
+                raise InputError(
+                    f"checkpoint config: transformer.{key} is set: LTX-2.3 is not supported yet"
+                )
+        get = section.get
+        video = StreamConfig(
+            heads=get("num_attention_heads", 32),
+            head_dim=get("attention_head_dim", 128),
+            in_channels=get("in_channels", 128),
+            out_channels=get("out_channels", 128),
+            max_pos=tuple(get("positional_embedding_max_pos", (20, 2048, 2048))),
+        )
+        audio = StreamConfig(
+            heads=get("audio_num_attention_heads", 32),
+            head_dim=get("audio_attention_head_dim", 64),
+            in_channels=get("audio_in_channels", 128),
+            out_channels=get("audio_out_channels", 128),
+            max_pos=tuple(get("audio_positional_embedding_max_pos", (20,))),
+        )
+        _check_equal("cross_attention_dim", get("cross_attention_dim", 4096), video.dim)
+        _check_equal("audio_cross_attention_dim", get("audio_cross_attention_dim", 2048), audio.dim)
+        _check_equal("audio_num_attention_heads", audio.heads, video.heads)
+        return cls(
+            layers=get("num_layers", 48),
+            video=video,
+            audio=audio,
+            caption_channels=get("caption_channels", 3840),
+            norm_eps=get("norm_eps", 1e-6),
+            rope_theta=get("positional_embedding_theta", 10000.0),
+            rope_double=get("frequencies_precision", False) == "float64",
+            timestep_scale=get("timestep_scale_multiplier", 1000),
+            cross_gate_timestep_scale=get("av_ca_timestep_scale_multiplier", 1),
+        )
+
+
+_SUPPORTED = {
+    "rope_type": "split",
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "qk_norm": "rms_norm",
+    "standardization_norm": "rms_norm",
+    "norm_elementwise_affine": False,
+    "positional_embedding_type": "rope",
+    "use_middle_indices_grid": True,
+    "use_audio_video_cross_attention": True,
+    "av_cross_ada_norm": True,
+    "cross_attention_norm": True,
+    "share_ff": False,
+    "only_cross_attention": False,
+    "double_self_attention": False,
+    "caption_proj_before_connector": False,
+}
+
+
+def _check_equal(key: str, got: int, want: int) -> None:
+    if got != want:
+        raise InputError(f"checkpoint config: transformer.{key} is {got}, expected {want}")
+
+
+class Modality(NamedTuple):
+    """The tokens of one modality and what conditions them.
+
+    Positions are (start, end) per axis and token: seconds, pixel rows, pixel columns for video,
+    seconds for audio; float32. The batch axis of positions may be 1. `clean` counts the leading
+    tokens of each sample whose timestep is 0; the others have `sigma`, 0..1. `context_len` counts
+    the text tokens in use; None means all of them.
+    """
+
+    latents: Float[Array, "b t c"]
+    positions: Float[Array, "#b n t 2"]
+    context: Float[Array, "b s e"]
+    sigma: Float[Array, " b"]
+    clean: Int[Array, " b"]
+    context_len: Int[Array, " b"] | None = None
+
+
+class Conditioning(NamedTuple):
+    """What a block needs to know of one stream; axis 2 of the modulations is (clean, noisy)."""
+
+    clean: Bool[Array, "b t"]
+    modulation: Float[Array, "b 2 r d"]
+    cross_modulation: Float[Array, "b 2 5 d"]
+    rope: tuple[Array, Array]
+    cross_rope: tuple[Array, Array]
+    context: Float[Array, "b s d"]
+    context_len: Int[Array, " b"] | None
+
+    def select(self, values: Float[Array, "b 2 d"]) -> Float[Array, "b t d"]:
+        """Per token, the clean or the noisy value."""
+        return jnp.where(self.clean[..., None], values[:, :1], values[:, 1:])
+
+
+class AdaLN(nnx.Module):
+    """Sinusoidal timestep embedding, two linears, and `rows` modulation vectors of it."""
+
+    def __init__(self, dim: int, rows: int):
+        self.emb = nnx.Dict({"timestep_embedder": TwoLinears(256, dim)})
+        self.linear = Linear(dim, rows * dim)
+        self.rows = rows
+
+    def __call__(
+        self, timesteps: Float[Array, "b n"], dtype: Any
+    ) -> tuple[Float[Array, "b n r d"], Float[Array, "b n d"]]:
+        """Modulation rows and the embedding itself, for timesteps in 0..1000."""
+        frequencies = jnp.exp(-math.log(10000) * jnp.arange(128, dtype=jnp.float32) / 128)
+        angles = timesteps[..., None].astype(jnp.float32) * frequencies
+        wave = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1).astype(dtype)
+        embedded = self.emb["timestep_embedder"](wave, jax.nn.silu)
+        rows = self.linear(jax.nn.silu(embedded))
+        return rows.reshape(*timesteps.shape, self.rows, -1), embedded
+
+
+class TwoLinears(nnx.Module):
+    """linear_2(activation(linear_1(x))), under the checkpoint's names."""
+
+    def __init__(self, d_in: int, dim: int):
+        self.linear_1 = Linear(d_in, dim)
+        self.linear_2 = Linear(dim, dim)
+
+    def __call__(self, x: Float[Array, "*b d"], activation: Any) -> Float[Array, "*b e"]:
+        return self.linear_2(activation(self.linear_1(x)))
+
+
+class StreamEnds(nnx.Module):
+    """A modality's way into the blocks and out of them."""
+
+    def __init__(self, config: TransformerConfig, stream: StreamConfig):
+        dim = stream.dim
+        self.patchify_proj = Linear(stream.in_channels, dim)
+        self.caption_projection = TwoLinears(config.caption_channels, dim)
+        self.adaln_single = AdaLN(dim, rows=6)
+        self.cross_adaln = AdaLN(dim, rows=4)
+        self.cross_gate_adaln = AdaLN(dim, rows=1)
+        self.scale_shift_table = Frozen(jnp.zeros((2, dim)))
+        self.proj_out = Linear(dim, stream.out_channels)
+        self.config = config
+        self.stream = stream
+
+    def enter(
+        self, m: Modality, cross_sigma: Float[Array, "b 2"]
+    ) -> tuple[Float[Array, "b t d"], Conditioning, Float[Array, "b 2 d"]]:
+        """Hidden tokens, their conditioning, and the timestep embedding that `leave` wants."""
+        config, dtype = self.config, m.latents.dtype
+        sigma = jnp.stack([jnp.zeros_like(m.sigma), m.sigma], 1)
+        modulation, embedded = self.adaln_single(sigma * config.timestep_scale, dtype)
+        cross = cross_sigma * config.timestep_scale
+        gate_factor = config.cross_gate_timestep_scale / config.timestep_scale
+        cross_rows, _ = self.cross_adaln(cross, dtype)
+        cross_gate, _ = self.cross_gate_adaln(cross * gate_factor, dtype)
+        context = self.caption_projection(
+            m.context.astype(dtype), lambda x: jax.nn.gelu(x, approximate=True)
+        )
+        conditioning = Conditioning(
+            clean=jnp.arange(m.latents.shape[1]) < m.clean[:, None],
+            modulation=modulation,
+            cross_modulation=jnp.concatenate([cross_rows, cross_gate], 2),
+            rope=self._rope(m.positions, self.stream.dim, self.stream.max_pos),
+            cross_rope=self._rope(
+                m.positions[:, :1],
+                config.audio.dim,
+                (max(config.video.max_pos[0], config.audio.max_pos[0]),),
+            ),
+            context=context,
+            context_len=m.context_len,
+        )
+        return self.patchify_proj(m.latents), conditioning, embedded
+
+    def leave(
+        self, x: Float[Array, "b t d"], cond: Conditioning, embedded: Float[Array, "b 2 d"]
+    ) -> Float[Array, "b t c"]:
+        """Velocity of every token."""
+        rows = self.scale_shift_table[...] + embedded[:, :, None]
+        x32 = x.astype(jnp.float32)
+        normed = jax.nn.standardize(x32, epsilon=self.config.norm_eps)
+        x32 = normed * (1 + cond.select(rows[:, :, 1])) + cond.select(rows[:, :, 0])
+        return self.proj_out(x32.astype(x.dtype))
+
+    def _rope(
+        self, positions: Float[Array, "b n t 2"], dim: int, max_pos: tuple[float, ...]
+    ) -> tuple[Array, Array]:
+        middle = (positions[..., 0] + positions[..., 1]) / 2
+        config = self.config
+        grid = frequency_grid(config.rope_theta, len(max_pos), dim, config.rope_double)
+        return rotary_table(middle, max_pos, grid, dim, self.stream.heads)
+
+
+class Stream(nnx.Module):
+    """One modality's half of a block.
+
+    Rows of `scale_shift_table`: shift, scale, gate of the self-attention, then of the
+    feed-forward. Rows of `cross_scale_shift_table`: scale and shift for audio-to-video, scale and
+    shift for video-to-audio, then the gate of the direction in which this stream is the query.
+    """
+
+    def __init__(self, config: TransformerConfig, stream: StreamConfig):
+        dim, heads, eps = stream.dim, stream.heads, config.norm_eps
+        self.attn1 = Attention(dim, dim, heads, stream.head_dim, eps)
+        self.attn2 = Attention(dim, dim, heads, stream.head_dim, eps)
+        self.ff = FeedForward(dim)
+        self.scale_shift_table = Frozen(jnp.zeros((6, dim)))
+        self.cross_scale_shift_table = Frozen(jnp.zeros((5, dim)))
+        self.eps = eps
+
+    def attend(self, x: Float[Array, "b t d"], cond: Conditioning) -> Float[Array, "b t d"]:
+        """Self-attention, then attention to the text."""
+        shift, scale, gate = self._rows(cond, slice(0, 3))
+        y = _modulate(rms_norm(x, self.eps), scale, shift)
+        x = _add(x, gate, self.attn1(y, y, cond.rope, cond.rope))
+        # LTX-2.3 modulates this attention too (rows 6-8), and its context (prompt AdaLN).
+        return x + self.attn2(rms_norm(x, self.eps), cond.context, context_len=cond.context_len)
+
+    def feed_forward(self, x: Float[Array, "b t d"], cond: Conditioning) -> Float[Array, "b t d"]:
+        shift, scale, gate = self._rows(cond, slice(3, 6))
+        return _add(x, gate, self.ff(_modulate(rms_norm(x, self.eps), scale, shift)))
+
+    def for_cross(
+        self, x: Float[Array, "b t d"], cond: Conditioning
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"], Float[Array, "b t d"]]:
+        """Normed x as modulated for audio-to-video and for video-to-audio, and the gate."""
+        rows = self.cross_scale_shift_table[...] + cond.cross_modulation
+        a2v_scale, a2v_shift, v2a_scale, v2a_shift, gate = (
+            cond.select(rows[:, :, i]) for i in range(5)
+        )
+        normed = rms_norm(x, self.eps)
+        a2v = _modulate(normed, a2v_scale, a2v_shift)
+        return a2v, _modulate(normed, v2a_scale, v2a_shift), gate
+
+    def _rows(self, cond: Conditioning, which: slice) -> list[Array]:
+        rows = self.scale_shift_table[which] + cond.modulation[:, :, which]
+        return [cond.select(rows[:, :, i]) for i in range(rows.shape[2])]
+
+
+def _modulate(x: Array, scale: Array, shift: Array) -> Array:
+    """x (1 + scale) + shift, where the modulation is float32 and x may be bfloat16."""
+    return (x * (1 + scale) + shift).astype(x.dtype)
+
+
+def _add(x: Array, gate: Array, update: Array) -> Array:
+    """The gated residual add, rounded once."""
+    return (x + gate * update).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """A video stream, an audio stream, and the attention between them."""
+
+    def __init__(self, config: TransformerConfig):
+        video, audio, eps = config.video, config.audio, config.norm_eps
+        self.video = Stream(config, video)
+        self.audio = Stream(config, audio)
+        self.audio_to_video = Attention(video.dim, audio.dim, audio.heads, audio.head_dim, eps)
+        self.video_to_audio = Attention(audio.dim, video.dim, audio.heads, audio.head_dim, eps)
+
+    def __call__(
+        self,
+        v: Float[Array, "b tv dv"],
+        a: Float[Array, "b ta da"],
+        v_cond: Conditioning,
+        a_cond: Conditioning,
+        isolated: tuple[int, int],
+    ) -> tuple[Float[Array, "b tv dv"], Float[Array, "b ta da"]]:
+        v = self.video.attend(v, v_cond)
+        a = self.audio.attend(a, a_cond)
+        v_for_a2v, v_for_v2a, v_gate = self.video.for_cross(v, v_cond)
+        a_for_a2v, a_for_v2a, a_gate = self.audio.for_cross(a, a_cond)
+        ropes = v_cond.cross_rope, a_cond.cross_rope
+        to_v = _cross(self.audio_to_video, v_for_a2v, a_for_a2v, ropes, isolated)
+        to_a = _cross(self.video_to_audio, a_for_v2a, v_for_v2a, ropes[::-1], isolated[::-1])
+        v, a = _add(v, v_gate, to_v), _add(a, a_gate, to_a)
+        return self.video.feed_forward(v, v_cond), self.audio.feed_forward(a, a_cond)
+
+
+def _cross(
+    attn: Attention,
+    x: Float[Array, "b t d"],
+    context: Float[Array, "b s e"],
+    ropes: tuple[tuple[Array, Array], tuple[Array, Array]],
+    isolated: tuple[int, int],
+) -> Float[Array, "b t d"]:
+    """Attention from x to the other modality, without the first `isolated` tokens of either.
+
+    An isolated query's attention output is zero, of which `to_out` leaves its bias.
+    """
+    skip_x, skip_context = isolated
+    rope, context_rope = ropes
+    out = attn(
+        x[:, skip_x:],
+        context[:, skip_context:],
+        (rope[0][:, skip_x:], rope[1][:, skip_x:]),
+        (context_rope[0][:, skip_context:], context_rope[1][:, skip_context:]),
+    )
+    bias = attn.to_out[0].bias[...].astype(out.dtype)
+    return jnp.concatenate([jnp.broadcast_to(bias, (len(x), skip_x, len(bias))), out], 1)
+
+
+class Transformer(nnx.Module):
+    """Velocities of all video and audio tokens; the blocks are one stacked module under a scan."""
+
+    def __init__(self, config: TransformerConfig):
+        self.config = config
+        self.video = StreamEnds(config, config.video)
+        self.audio = StreamEnds(config, config.audio)
+        self.blocks = nnx.vmap(lambda _: Block(config), in_axes=0, out_axes=0)(
+            jnp.arange(config.layers)
+        )
+
+    def __call__(
+        self,
+        video: Modality,
+        audio: Modality,
+        *,
+        cross_timestep: CrossTimestep,
+        isolated: tuple[int, int] = (0, 0),
+        remat: bool = False,
+        prepare_block: Any = None,
+    ) -> tuple[Float[Array, "b tv c"], Float[Array, "b ta c"]]:
+        """Predict the velocity (noise - clean latents) of every token.
+
+        `isolated` is how many leading tokens of (video, audio) take no part in the attention
+        between the modalities: the reference lengths, or (0, 0). `remat` keeps only the blocks'
+        inputs for the backward pass. `prepare_block(block, index)` may change each block before
+        it runs (dropout keys).
+        """
+        own = cross_timestep == "own"
+        v, v_cond, v_embedded = self.video.enter(video, _cross_sigma(video, audio, own))
+        a, a_cond, a_embedded = self.audio.enter(audio, _cross_sigma(audio, video, own))
+        graphdef, state = nnx.split(self.blocks)
+
+        def body(carry: tuple[Array, Array], xs: tuple[Any, Array]) -> tuple[Any, None]:
+            weights, index = xs
+            block = nnx.merge(graphdef, weights)
+            if prepare_block is not None:
+                prepare_block(block, index)
+            return block(*carry, v_cond, a_cond, isolated), None
+
+        if remat:
+            body = jax.checkpoint(body, prevent_cse=False)
+        xs = (nnx.as_pure(state), jnp.arange(self.config.layers))
+        (v, a), _ = jax.lax.scan(body, (v, a), xs)
+        return self.video.leave(v, v_cond, v_embedded), self.audio.leave(a, a_cond, a_embedded)
+
+
+def _cross_sigma(own: Modality, other: Modality, use_own: bool) -> Float[Array, "b 2"]:
+    """Timesteps (of clean, of noisy tokens) that modulate the audio-video attention, 0..1."""
+    if use_own:
+        return jnp.stack([jnp.zeros_like(own.sigma), own.sigma], 1)
+    return jnp.stack([other.sigma, other.sigma], 1)
