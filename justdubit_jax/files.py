@@ -28,3 +28,10 @@ def save_safetensors(
     with replacing(path) as temporary:
         arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         save_file(arrays, temporary, metadata=dict(metadata))
+        temporary.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner reads
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 # Factor of each group's base rate at a step; a schedule may depend on the base rate itself.
-Schedule = Callable[[jax.Array, jax.Array], jax.Array]
+Schedule = Callable[[jax.typing.ArrayLike, jax.typing.ArrayLike], jax.Array]
 Rates = Mapping[str, np.ndarray]
 
 
@@ -28,9 +28,9 @@ class AdamW:
 def linear_schedule(steps: int, start_factor: float = 1.0, end_factor: float = 0.1) -> Schedule:
     """From start_factor to end_factor of the base rate over `steps` steps (torch's LinearLR)."""
 
-    def rate(base: jax.Array, step: jax.Array) -> jax.Array:
+    def rate(base: jax.typing.ArrayLike, step: jax.typing.ArrayLike) -> jax.Array:
         done = jnp.minimum(step, steps) / steps
-        return base * (start_factor + (end_factor - start_factor) * done)
+        return jnp.asarray(base) * (start_factor + (end_factor - start_factor) * done)
 
     return rate
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from justdubit_jax import keys
@@ -148,13 +149,13 @@ def compare(part: Part, model: nnx.Module, shapes: Shapes) -> Mismatch:
     )
 
 
-def load(
+def load[Model: nnx.Module](
     checkpoint: Checkpoint,
     part: Part,
-    model: nnx.Module,
-    dtype: jnp.dtype,
+    model: Model,
+    dtype: DTypeLike,
     shardings: Shardings | None = None,
-) -> nnx.Module:
+) -> Model:
     """A copy of an abstract model with its base weights read from the checkpoint.
 
     `shardings(path, shape)` places every array; by default on the first device. Stacked arrays are
@@ -204,7 +205,7 @@ def _zeros(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.Array:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _write_block(stack: jax.Array, block: jax.Array, layer: int) -> jax.Array:
+def _write_block(stack: jax.Array, block: jax.Array, layer: jax.typing.ArrayLike) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stack, block, layer, 0)
 
 

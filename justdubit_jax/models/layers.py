@@ -7,6 +7,8 @@ are the shapes: a Linear weight is [out, in], a convolution's [out, in, *kernel]
 always read from a file, so modules start as zeros and are built under `nnx.eval_shape`.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,7 @@ class LoRA(nnx.Module):
         self.B = nnx.LoRAParam(b)
         self.scale = scale
         self.dropout = dropout
-        self.dropout_key = nnx.data(None)
+        self.dropout_key: Array | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
         if self.dropout and self.dropout_key is not None:
@@ -46,7 +48,7 @@ class Linear(nnx.Module):
     def __init__(self, d_in: int, d_out: int, bias: bool = True):
         self.weight = Frozen(jnp.zeros((d_out, d_in)))
         self.bias = Frozen(jnp.zeros(d_out)) if bias else None
-        self.lora = nnx.data(None)
+        self.lora: LoRA | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
         y = jnp.einsum("...i,oi->...o", x, self.weight[...].astype(x.dtype))
@@ -94,15 +96,14 @@ def attention(
     )
 
 
-def frequency_grid(theta: float, axes: int, dim: int, double: bool) -> Float[np.ndarray, " n"]:
-    """Rotary frequencies theta^(0..1) * pi/2, dim // (2 axes) of them, rounded to float32.
+def frequency_grid(theta: float, axes: int, dim: int) -> Float[np.ndarray, " n"]:
+    """Rotary frequencies theta^(0..1) * pi/2, dim // (2 axes) of them.
 
-    `double` computes the grid in float64 before the rounding (`frequencies_precision`).
+    Computed in float64 and rounded to float32, as `frequencies_precision: float64` has it.
     Source: Lightricks/LTX-2 packages/ltx-core/src/ltx_core/model/transformer/rope.py.
     """
-    dtype = np.float64 if double else np.float32
-    exponents = np.linspace(0.0, 1.0, dim // (2 * axes), dtype=dtype)
-    return (np.power(dtype(theta), exponents) * dtype(np.pi / 2)).astype(np.float32)
+    exponents = np.linspace(0.0, 1.0, dim // (2 * axes))
+    return (theta**exponents * np.pi / 2).astype(np.float32)
 
 
 def rotary_table(
@@ -130,7 +131,7 @@ def rotary_table(
 
 def apply_rotary(
     x: Float[Array, "b t h d"],
-    table: tuple[Float[Array, "#b t h k"], Float[Array, "#b t h k"]],
+    table: tuple[Float[Array, "#b t #h k"], Float[Array, "#b t #h k"]],
 ) -> Float[Array, "b t h d"]:
     """Rotate the pairs (x[i], x[i + d/2]) of every head ("split" layout), in float32."""
     cos, sin = table
@@ -143,15 +144,11 @@ class FeedForward(nnx.Module):
     """Linear to 4 d, tanh-approximated GELU, linear back; `net.0.proj` and `net.2` by name."""
 
     def __init__(self, dim: int):
-        self.net = nnx.List([_Projection(dim, 4 * dim), nnx.Module(), Linear(4 * dim, dim)])
+        into = nnx.Dict({"proj": Linear(dim, 4 * dim)})
+        self.net: Any = nnx.List([into, nnx.Dict(), Linear(4 * dim, dim)])
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        return self.net[2](jax.nn.gelu(self.net[0].proj(x), approximate=True))
-
-
-class _Projection(nnx.Module):
-    def __init__(self, d_in: int, d_out: int):
-        self.proj = Linear(d_in, d_out)
+        return self.net[2](jax.nn.gelu(self.net[0]["proj"](x), approximate=True))
 
 
 class Attention(nnx.Module):

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -65,7 +66,6 @@ class TransformerConfig:
     caption_channels: int
     norm_eps: float
     rope_theta: float
-    rope_double: bool  # frequency grid computed in float64
     timestep_scale: float
     cross_gate_timestep_scale: float
 
@@ -77,10 +77,10 @@ class TransformerConfig:
         """
         section = config.get("transformer", {})
         for key, supported in _SUPPORTED.items():
-            if key in section and section[key] != supported:
+            if section.get(key, supported) != supported:
                 raise InputError(
                     f"checkpoint config: transformer.{key} is {section[key]!r}, "
-                    f"only {supported!r} is supported"
+                    f"expected {supported!r}"
                 )
         for key in ("apply_gated_attention", "cross_attention_adaln"):
             if section.get(key):
@@ -112,7 +112,6 @@ class TransformerConfig:
             caption_channels=get("caption_channels", 3840),
             norm_eps=get("norm_eps", 1e-6),
             rope_theta=get("positional_embedding_theta", 10000.0),
-            rope_double=get("frequencies_precision", False) == "float64",
             timestep_scale=get("timestep_scale_multiplier", 1000),
             cross_gate_timestep_scale=get("av_ca_timestep_scale_multiplier", 1),
         )
@@ -120,6 +119,7 @@ class TransformerConfig:
 
 _SUPPORTED = {
     "rope_type": "split",
+    "frequencies_precision": "float64",
     "activation_fn": "gelu-approximate",
     "attention_bias": True,
     "qk_norm": "rms_norm",
@@ -175,6 +175,12 @@ class Conditioning(NamedTuple):
         return jnp.where(self.clean[..., None], values[:, :1], values[:, 1:])
 
 
+# Angles reach 1000 rad, so the last bit matters (1e-6 of the outputs): the exponent is rounded to
+# float32 as in the reference, its exponential correctly.
+_EXPONENTS = np.float32(-math.log(10000)) * np.arange(128, dtype=np.float32) / 128
+_TIMESTEP_FREQUENCIES = np.exp(_EXPONENTS.astype(np.float64)).astype(np.float32)
+
+
 class AdaLN(nnx.Module):
     """Sinusoidal timestep embedding, two linears, and `rows` modulation vectors of it."""
 
@@ -187,8 +193,7 @@ class AdaLN(nnx.Module):
         self, timesteps: Float[Array, "b n"], dtype: Any
     ) -> tuple[Float[Array, "b n r d"], Float[Array, "b n d"]]:
         """Modulation rows and the embedding itself, for timesteps in 0..1000."""
-        frequencies = jnp.exp(-math.log(10000) * jnp.arange(128, dtype=jnp.float32) / 128)
-        angles = timesteps[..., None].astype(jnp.float32) * frequencies
+        angles = timesteps[..., None].astype(jnp.float32) * _TIMESTEP_FREQUENCIES
         wave = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1).astype(dtype)
         embedded = self.emb["timestep_embedder"](wave, jax.nn.silu)
         rows = self.linear(jax.nn.silu(embedded))
@@ -265,7 +270,7 @@ class StreamEnds(nnx.Module):
     ) -> tuple[Array, Array]:
         middle = (positions[..., 0] + positions[..., 1]) / 2
         config = self.config
-        grid = frequency_grid(config.rope_theta, len(max_pos), dim, config.rope_double)
+        grid = frequency_grid(config.rope_theta, len(max_pos), dim)
         return rotary_table(middle, max_pos, grid, dim, self.stream.heads)
 
 
@@ -347,9 +352,9 @@ class Block(nnx.Module):
         a = self.audio.attend(a, a_cond)
         v_for_a2v, v_for_v2a, v_gate = self.video.for_cross(v, v_cond)
         a_for_a2v, a_for_v2a, a_gate = self.audio.for_cross(a, a_cond)
-        ropes = v_cond.cross_rope, a_cond.cross_rope
-        to_v = _cross(self.audio_to_video, v_for_a2v, a_for_a2v, ropes, isolated)
-        to_a = _cross(self.video_to_audio, a_for_v2a, v_for_v2a, ropes[::-1], isolated[::-1])
+        v_side, a_side = (v_cond.cross_rope, isolated[0]), (a_cond.cross_rope, isolated[1])
+        to_v = _cross(self.audio_to_video, v_for_a2v, a_for_a2v, v_side, a_side)
+        to_a = _cross(self.video_to_audio, a_for_v2a, v_for_v2a, a_side, v_side)
         v, a = _add(v, v_gate, to_v), _add(a, a_gate, to_a)
         return self.video.feed_forward(v, v_cond), self.audio.feed_forward(a, a_cond)
 
@@ -358,23 +363,24 @@ def _cross(
     attn: Attention,
     x: Float[Array, "b t d"],
     context: Float[Array, "b s e"],
-    ropes: tuple[tuple[Array, Array], tuple[Array, Array]],
-    isolated: tuple[int, int],
+    x_side: tuple[tuple[Array, Array], int],
+    context_side: tuple[tuple[Array, Array], int],
 ) -> Float[Array, "b t d"]:
-    """Attention from x to the other modality, without the first `isolated` tokens of either.
+    """Attention from x to the other modality; a side is (rotary table, isolated leading tokens).
 
     An isolated query's attention output is zero, of which `to_out` leaves its bias.
     """
-    skip_x, skip_context = isolated
-    rope, context_rope = ropes
+    (cos, sin), skip_x = x_side
+    (context_cos, context_sin), skip = context_side
     out = attn(
         x[:, skip_x:],
-        context[:, skip_context:],
-        (rope[0][:, skip_x:], rope[1][:, skip_x:]),
-        (context_rope[0][:, skip_context:], context_rope[1][:, skip_context:]),
+        context[:, skip:],
+        (cos[:, skip_x:], sin[:, skip_x:]),
+        (context_cos[:, skip:], context_sin[:, skip:]),
     )
-    bias = attn.to_out[0].bias[...].astype(out.dtype)
-    return jnp.concatenate([jnp.broadcast_to(bias, (len(x), skip_x, len(bias))), out], 1)
+    bias: Any = attn.to_out[0].bias
+    rest = jnp.broadcast_to(bias[...].astype(out.dtype), (len(x), skip_x, out.shape[2]))
+    return jnp.concatenate([rest, out], 1)
 
 
 class Transformer(nnx.Module):
@@ -384,9 +390,7 @@ class Transformer(nnx.Module):
         self.config = config
         self.video = StreamEnds(config, config.video)
         self.audio = StreamEnds(config, config.audio)
-        self.blocks = nnx.vmap(lambda _: Block(config), in_axes=0, out_axes=0)(
-            jnp.arange(config.layers)
-        )
+        self.blocks = nnx.vmap(lambda: Block(config), axis_size=config.layers)()
 
     def __call__(
         self,
@@ -410,9 +414,9 @@ class Transformer(nnx.Module):
         a, a_cond, a_embedded = self.audio.enter(audio, _cross_sigma(audio, video, own))
         graphdef, state = nnx.split(self.blocks)
 
-        def body(carry: tuple[Array, Array], xs: tuple[Any, Array]) -> tuple[Any, None]:
+        def body(carry: Any, xs: Any) -> Any:
             weights, index = xs
-            block = nnx.merge(graphdef, weights)
+            block: Any = nnx.merge(graphdef, weights)
             if prepare_block is not None:
                 prepare_block(block, index)
             return block(*carry, v_cond, a_cond, isolated), None

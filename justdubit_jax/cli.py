@@ -1,0 +1,50 @@
+"""The commands' way in: flags, and one-line errors."""
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from justdubit_jax.errors import InputError
+
+
+def run(main: Callable[[ConfigDict], None], argv: Sequence[str] | None = None) -> None:
+    """Call main(config) for `--config FILE [--config.key=value ...]`; see `exiting`."""
+    exiting(lambda: main(parse_config(sys.argv if argv is None else argv)))
+
+
+def exiting(command: Callable[[], None]) -> None:
+    """Run a command; an InputError becomes one line on stderr and exit code 2."""
+    try:
+        command()
+    except InputError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+
+
+def parse_config(argv: Sequence[str]) -> ConfigDict:
+    """The config named by `--config`, with `--config.key=value` applied, locked.
+
+    Raises InputError for a missing file, an unknown flag or key, or a value of the wrong type.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rest = values(list(argv))
+        config = values["config"].value
+    except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        # A config file that fails puts its traceback before the reason.
+        text = str(error.args[0] if error.args else error).strip()
+        reason = text.splitlines()[-1] if "Traceback" in text else text
+        raise InputError(f"command line: {reason}") from None
+    if config is None:
+        raise InputError("command line: --config FILE is missing, e.g. --config configs/dub.py")
+    if not isinstance(config, ConfigDict):  # ml_collections' stand-in for a file it cannot load
+        raise InputError("command line: --config: no such file, or not a config with get_config()")
+    if rest[1:]:
+        raise InputError(f"command line: unexpected {' '.join(rest[1:])!r}")
+    return config

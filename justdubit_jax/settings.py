@@ -1,0 +1,230 @@
+"""The configuration, checked once and turned into plain values.
+
+What a config asks for and this version does not do ends here with the reason, before anything is
+loaded or written.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from justdubit_jax.errors import InputError
+from justdubit_jax.lora import LoRAConfig
+from justdubit_jax.objective import MaskLoss, SigmaSampling
+from justdubit_jax.tokens import FRAMES_PER_LATENT, PIXELS_PER_LATENT
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A training run. Paths exist; numbers are in range."""
+
+    model_path: Path
+    load_checkpoint: Path | None
+    cross_timestep: str
+    lora: LoRAConfig
+    dtype: Any
+    first_frame_p: float
+    isolate: bool
+    folders: Mapping[str, str]  # role -> folder below data_root
+    mask_loss: MaskLoss | None
+    sampling: SigmaSampling
+    learning_rate: float
+    learning_rate_groups: tuple[tuple[str, float], ...]
+    schedule: Mapping[str, float]  # start_factor, end_factor of the linear schedule
+    steps: int
+    batch_size: int
+    max_grad_norm: float
+    remat: bool
+    mesh: tuple[int, int]
+    data_root: Path
+    reader_threads: int
+    checkpoint_interval: int
+    keep_last_n: int
+    export_dtype: Any
+    seed: int
+    output_dir: Path
+
+
+def read(config: Any) -> Settings:
+    """Check a ConfigDict with the keys of configs/dub.py. Raises InputError naming the key."""
+    _refuse(config)
+    strategy, optimization = config.training_strategy, config.optimization
+    masks = strategy.mask_config
+    use_masks = masks.use_masked_loss
+    folders = {
+        "latents": "latents",
+        "conditions": "conditions",
+        "audio_latents": strategy.audio_latents_dir,
+        "reference_latents": strategy.reference_latents_dir,
+        "reference_audio_latents": strategy.reference_audio_latents_dir,
+    }
+    if use_masks:
+        folders["masks"] = masks.mask_dir
+    settings = Settings(
+        model_path=_existing(config.model.model_path, "model.model_path"),
+        load_checkpoint=_optional_path(config.model.load_checkpoint, "model.load_checkpoint"),
+        cross_timestep=_one_of(config.model, "model.cross_timestep", ("auto", "own", "other")),
+        lora=LoRAConfig(
+            rank=_at_least(1, config.lora.rank, "lora.rank"),
+            alpha=_at_least(1, config.lora.alpha, "lora.alpha"),
+            dropout=_within(0, 1, config.lora.dropout, "lora.dropout"),
+            target_modules=tuple(config.lora.target_modules),
+        ),
+        dtype=jnp.bfloat16 if config.acceleration.mixed_precision_mode == "bf16" else jnp.float32,
+        first_frame_p=_within(
+            0,
+            1,
+            strategy.first_frame_conditioning_p,
+            "training_strategy.first_frame_conditioning_p",
+        ),
+        isolate=strategy.enable_cross_attention_masking,
+        folders=folders,
+        mask_loss=MaskLoss(
+            masks.mask_loss_weight,
+            masks.background_loss_weight,
+            masks.mask_threshold,
+            masks.use_soft_masks,
+        )
+        if use_masks
+        else None,
+        sampling=_sampling(config.flow_matching),
+        learning_rate=optimization.learning_rate,
+        learning_rate_groups=_pairs(
+            optimization.learning_rate_groups, "optimization.learning_rate_groups"
+        ),
+        schedule=_known_pairs(
+            optimization.scheduler_params,
+            "optimization.scheduler_params",
+            ("start_factor", "end_factor"),
+        ),
+        steps=_at_least(1, optimization.steps, "optimization.steps"),
+        batch_size=_at_least(1, optimization.batch_size, "optimization.batch_size"),
+        max_grad_norm=_at_least(0, optimization.max_grad_norm, "optimization.max_grad_norm"),
+        remat=optimization.enable_gradient_checkpointing,
+        mesh=(config.mesh.data, _at_least(1, config.mesh.fsdp, "mesh.fsdp")),
+        data_root=_existing(config.data.preprocessed_data_root, "data.preprocessed_data_root"),
+        reader_threads=_at_least(
+            0, config.data.num_dataloader_workers, "data.num_dataloader_workers"
+        ),
+        checkpoint_interval=_at_least(0, config.checkpoints.interval, "checkpoints.interval"),
+        keep_last_n=_at_least(-1, config.checkpoints.keep_last_n, "checkpoints.keep_last_n"),
+        export_dtype=jnp.dtype(
+            _one_of(config.checkpoints, "checkpoints.precision", ("bfloat16", "float32"))
+        ),
+        seed=config.seed,
+        output_dir=Path(config.output_dir).expanduser(),
+    )
+    return settings
+
+
+def _refuse(config: Any) -> None:
+    """Values that no version takes, and those that a later one will."""
+    optimization, validation = config.optimization, config.validation
+    never = {
+        "training_strategy.name": (config.training_strategy.name != "justdubit", "is 'justdubit'"),
+        "training_strategy.with_audio": (
+            not config.training_strategy.with_audio,
+            "is True: dubbing trains picture and voice together",
+        ),
+        "acceleration.mixed_precision_mode": (
+            config.acceleration.mixed_precision_mode not in ("bf16", "no"),
+            "is 'bf16' or 'no' (float32)",
+        ),
+        "model.training_mode": (
+            config.model.training_mode != "lora",
+            "is 'lora': 19B float32 masters with their moments do not fit one device",
+        ),
+        "validation.enable_cross_attention_masking": (
+            validation.enable_cross_attention_masking
+            != config.training_strategy.enable_cross_attention_masking,
+            "must be training_strategy's: samples would show another model than the trained one",
+        ),
+    }
+    for key, (wrong, expected) in never.items():
+        if wrong:
+            raise InputError(f"config: {key} {expected}")
+    not_yet = {
+        "validation.prompts (samples while training)": bool(validation.prompts),
+        "acceleration.quantization": config.acceleration.quantization is not None,
+        f"optimization.optimizer_type={optimization.optimizer_type!r} (only 'adamw')": (
+            optimization.optimizer_type != "adamw"
+        ),
+        f"optimization.scheduler_type={optimization.scheduler_type!r} (only 'linear')": (
+            optimization.scheduler_type != "linear"
+        ),
+        "optimization.gradient_accumulation_steps above 1": (
+            optimization.gradient_accumulation_steps != 1
+        ),
+    }
+    for what, asked in not_yet.items():
+        if asked:
+            raise InputError(f"config: {what} is not supported yet")
+    width, height, frames = validation.video_dims
+    if width % PIXELS_PER_LATENT or height % PIXELS_PER_LATENT or frames % FRAMES_PER_LATENT != 1:
+        raise InputError(
+            f"config: validation.video_dims {width}x{height}x{frames}: width and height must be "
+            "multiples of 32 and frames 8k+1"
+        )
+
+
+def _sampling(flow: Any) -> SigmaSampling:
+    key = "flow_matching.timestep_sampling_mode"
+    mode = _one_of(flow, key, ("shifted_logit_normal", "uniform"))
+    names = ("std",) if mode == "shifted_logit_normal" else ("min_value", "max_value")
+    key = "flow_matching.timestep_sampling_params"
+    sampling = SigmaSampling(mode, **_known_pairs(flow.timestep_sampling_params, key, names))  # type: ignore[arg-type]
+    if not 0 <= sampling.min_value <= sampling.max_value <= 1:
+        raise InputError(f"config: {key}: min_value and max_value must be in order within 0..1")
+    return sampling
+
+
+def _existing(value: str | None, key: str) -> Path:
+    if not value:
+        raise InputError(f"config: {key} is missing: give it as --config.{key}=PATH")
+    path = Path(value).expanduser()
+    if not path.exists():
+        raise InputError(f"config: {key}: {path} does not exist")
+    return path
+
+
+def _optional_path(value: str | None, key: str) -> Path | None:
+    return _existing(value, key) if value else None
+
+
+def _one_of(section: Any, key: str, allowed: Sequence[str]) -> str:
+    value = section[key.rpartition(".")[2]]
+    if value not in allowed:
+        raise InputError(f"config: {key} is {value!r}, expected one of {', '.join(allowed)}")
+    return value
+
+
+def _at_least(limit: int, value: Any, key: str) -> Any:
+    if not value >= limit:
+        raise InputError(f"config: {key} is {value}, expected at least {limit}")
+    return value
+
+
+def _within(low: float, high: float, value: float, key: str) -> float:
+    if not low <= value <= high:
+        raise InputError(f"config: {key} is {value}, expected {low} to {high}")
+    return value
+
+
+def _pairs(value: Any, key: str) -> tuple[tuple[str, float], ...]:
+    try:
+        return tuple((str(name), float(number)) for name, number in value)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"config: {key} is {value!r}, expected pairs (('name', number), …)"
+        ) from None
+
+
+def _known_pairs(value: Any, key: str, known: Sequence[str]) -> dict[str, float]:
+    pairs = dict(_pairs(value, key))
+    for name in pairs:
+        if name not in known:
+            raise InputError(f"config: {key}: unknown {name!r}, expected {', '.join(known)}")
+    return pairs

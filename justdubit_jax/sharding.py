@@ -1,0 +1,45 @@
+"""The device mesh, and where every array lives on it: one rule each for weights and batches."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from justdubit_jax.errors import InputError
+
+# Arrays below this stay whole on every device: gathering them costs more than they save.
+_SMALLEST_SHARDED = 2**18
+
+
+def make_mesh(data: int, fsdp: int) -> Mesh:
+    """Mesh of all devices with axes "data" and "fsdp"; data = -1 takes what fsdp leaves.
+
+    Axis types are Auto: XLA propagates the shardings of the arguments (jax.make_mesh's default,
+    Explicit, refuses contractions over a sharded axis).
+    """
+    count = jax.device_count()
+    if data == -1:
+        data = count // fsdp
+    if data < 1 or data * fsdp != count:
+        raise InputError(f"config: mesh.data x mesh.fsdp is {data} x {fsdp}, devices: {count}")
+    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch(mesh: Mesh) -> NamedSharding:
+    """Samples over all devices: those that share one copy of the weights hold different ones."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def weight(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
+    """A weight, adapter or moment: its largest divisible axis over "fsdp", never the block axis."""
+    shards = mesh.shape["fsdp"]
+    first = 1 if path.startswith("blocks.") else 0
+    axes = [axis for axis in range(first, len(shape)) if shape[axis] % shards == 0]
+    if shards == 1 or not axes or np.prod(shape) < _SMALLEST_SHARDED:
+        return replicated(mesh)
+    largest = max(axes, key=lambda axis: shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
