@@ -1,13 +1,22 @@
 """The commands' way in: flags, and one-line errors."""
 
+import argparse
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from justdubit_jax.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are InputErrors: one line, not the usage too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"command line: {message}; see --help")
 
 
 def run(main: Callable[[ConfigDict], None], argv: Sequence[str] | None = None) -> None:

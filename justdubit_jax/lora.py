@@ -104,6 +104,11 @@ def file_tensors(adapters: Mapping[str, Any]) -> dict[str, Any]:
     return dict(sorted(tensors.items()))
 
 
+def export_path(output_dir: Path, step: int) -> Path:
+    """OUTPUT/checkpoints/lora_weights_step_00250.safetensors, as the torch trainer names it."""
+    return output_dir / "checkpoints" / f"lora_weights_step_{step:05d}.safetensors"
+
+
 def write_file(path: Path, adapters: Adapters, dtype: Any, metadata: Mapping[str, str]) -> None:
     """Write adapters as a LoRA file, atomically. Raises InputError if one is not finite."""
     tensors = file_tensors({name: np.asarray(leaf) for name, leaf in adapters.items()})

@@ -59,7 +59,7 @@ def main(config: ConfigDict) -> None:
         state, meta = checkpoints.restore(newest, state)
         batches.state = meta["data"]
         console.print(f"continuing {run.output_dir} from step {newest}")
-        if not export_path(run.output_dir, newest).exists():
+        if not lora.export_path(run.output_dir, newest).exists():
             export(state.adapters, newest)
     step_fn = make_step(run, graphdef, tx, mesh, cross_timestep)
     metrics = Metrics(run.output_dir / "metrics.jsonl", int(state.step), run, rates, console)
@@ -79,7 +79,7 @@ def main(config: ConfigDict) -> None:
             remove_old_exports(run.output_dir, run.keep_last_n)
     metrics.flush()
     checkpoints.close()
-    console.print(f"done: {export_path(run.output_dir, int(state.step))}")
+    console.print(f"done: {lora.export_path(run.output_dir, int(state.step))}")
 
 
 def adapted_model(
@@ -218,11 +218,6 @@ def _lines(path: Path) -> Iterator[str]:
         yield from path.read_text().splitlines()
 
 
-def export_path(output_dir: Path, step: int) -> Path:
-    """OUTPUT/checkpoints/lora_weights_step_00250.safetensors, as the torch trainer names it."""
-    return output_dir / "checkpoints" / f"lora_weights_step_{step:05d}.safetensors"
-
-
 def lora_record(run: Settings, cross_timestep: CrossTimestep) -> dict[str, str]:
     """What a LoRA file says of itself in its metadata; strings, as safetensors wants them."""
     return {
@@ -238,7 +233,7 @@ def export_lora(
 ) -> None:
     """Write the LoRA file of a step."""
     metadata = {**lora_record(run, cross_timestep), "step": str(step)}
-    lora.write_file(export_path(run.output_dir, step), adapters, run.export_dtype, metadata)
+    lora.write_file(lora.export_path(run.output_dir, step), adapters, run.export_dtype, metadata)
 
 
 def remove_old_exports(output_dir: Path, keep_last_n: int) -> None:

@@ -11,7 +11,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,18 @@ from safetensors import SafetensorError, safe_open
 from justdubit_jax import keys
 from justdubit_jax.errors import InputError
 from justdubit_jax.keys import Part
+from justdubit_jax.models.audio_vae import AudioDecoder, AudioEncoder, AudioVAEConfig
+from justdubit_jax.models.connector import ConnectorConfig, Connectors
+from justdubit_jax.models.gemma import Gemma, GemmaConfig
 from justdubit_jax.models.layers import Frozen
+from justdubit_jax.models.transformer import Transformer, TransformerConfig
+from justdubit_jax.models.video_vae import (
+    VideoDecoder,
+    VideoDecoderConfig,
+    VideoEncoder,
+    VideoEncoderConfig,
+)
+from justdubit_jax.models.vocoder import Vocoder, VocoderConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 Shardings = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -79,7 +90,39 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     checkpoint = open_safetensors([path])
     if not checkpoint.config:
         raise InputError(f"{path}: no `config` in the file's metadata; is it an LTX-2 checkpoint?")
+    if unknown := unowned(checkpoint.shapes):
+        raise InputError(f"{path}: {len(unknown)} tensors of no known part ({_some(unknown)})")
     return checkpoint
+
+
+def unowned(shapes: Shapes) -> list[str]:
+    """Keys that belong to no part and are not known to be unused."""
+    return [key for key in shapes if not keys.owners(key) and key not in keys.UNUSED]
+
+
+def open_gemma(folder: Path) -> SafetensorsCheckpoint:
+    """Open a Hugging Face Gemma 3 folder: config.json and its *.safetensors shards."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{folder}: not a Gemma 3 folder: config.json: {error}") from None
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        paths = [folder / name for name in files]
+    else:
+        paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise InputError(f"{folder}: not a Gemma 3 folder: no *.safetensors")
+    checkpoint = open_safetensors(paths)
+    unknown = [
+        key
+        for key in checkpoint.shapes
+        if not keys.GEMMA.path(key) and not keys.matches_any(key, keys.GEMMA_UNUSED)
+    ]
+    if unknown:
+        raise InputError(f"{folder}: {len(unknown)} tensors not of Gemma 3 ({_some(unknown)})")
+    return dataclasses.replace(checkpoint, config=config)
 
 
 def open_safetensors(paths: Sequence[Path]) -> SafetensorsCheckpoint:
@@ -98,6 +141,30 @@ def open_safetensors(paths: Sequence[Path]) -> SafetensorsCheckpoint:
         except (SafetensorError, json.JSONDecodeError) as error:
             raise InputError(f"{path}: not a readable safetensors file: {error}") from None
     return SafetensorsCheckpoint(tuple(paths), config, shapes, file_of)
+
+
+def build(part: Part, config: dict[str, Any], shapes: Shapes) -> Any:
+    """The part's abstract model for a checkpoint's `config`; `shapes` tell what no key says."""
+    return nnx.eval_shape(lambda: _BUILDERS[part.name](config, shapes))
+
+
+def _connectors(config: dict[str, Any], shapes: Shapes) -> Connectors:
+    key = "text_embedding_projection.aggregate_embed.weight"
+    if key not in shapes:
+        raise InputError(f"checkpoint: {key} is missing")
+    return Connectors(ConnectorConfig.from_metadata(config, text_width=shapes[key][1]))
+
+
+_BUILDERS: dict[str, Callable[[dict[str, Any], Shapes], nnx.Module]] = {
+    "transformer": lambda c, _: Transformer(TransformerConfig.from_metadata(c)),
+    "connectors": _connectors,
+    "video_encoder": lambda c, _: VideoEncoder(VideoEncoderConfig.from_metadata(c)),
+    "video_decoder": lambda c, _: VideoDecoder(VideoDecoderConfig.from_metadata(c)),
+    "audio_encoder": lambda c, _: AudioEncoder(AudioVAEConfig.from_metadata(c)),
+    "audio_decoder": lambda c, _: AudioDecoder(AudioVAEConfig.from_metadata(c)),
+    "vocoder": lambda c, _: Vocoder(VocoderConfig.from_metadata(c)),
+    "gemma": lambda c, _: Gemma(GemmaConfig.from_folder_config(c)),
+}
 
 
 def parameters(model: nnx.Module) -> dict[str, nnx.Variable]:
@@ -153,60 +220,85 @@ def load[Model: nnx.Module](
     checkpoint: Checkpoint,
     part: Part,
     model: Model,
-    dtype: DTypeLike,
+    dtype: DTypeLike | None,
     shardings: Shardings | None = None,
 ) -> Model:
     """A copy of an abstract model with its base weights read from the checkpoint.
 
-    `shardings(path, shape)` places every array; by default on the first device. Stacked arrays are
-    filled on the device block by block, so the host holds one tensor at a time. Variables that are
-    not base weights (LoRA) stay as they are. Raises InputError naming every mismatch.
+    `dtype` None keeps the file's. `shardings(path, shape)` places every array, by default on
+    the default device. Stacked arrays are filled on the device block by block, so the host holds
+    one tensor at a time. Variables that are not base weights (LoRA) stay as they are. Raises
+    InputError naming every mismatch.
     """
     if mismatch := compare(part, model, checkpoint.shapes):
         where = checkpoint.path if isinstance(checkpoint, OrbaxCheckpoint) else checkpoint.paths[0]
         raise InputError(f"{where}: {part.name} does not fit: {mismatch}")
-    place = shardings or (lambda path, shape: jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    default = jnp.zeros(()).sharding  # on jax.default_device
+    place = shardings or (lambda path, shape: default)
     graphdef, state = nnx.split(model)
     targets = {
-        path: jax.ShapeDtypeStruct(
-            variable.shape,
-            jnp.float32 if keys.matches_any(path, _FLOAT32) else dtype,
+        path: Target(
+            shape=tuple(variable.shape),
+            dtype=jnp.float32 if dtype and keys.matches_any(path, _FLOAT32) else dtype,
             sharding=place(path, tuple(variable.shape)),
         )
         for path, variable in parameters(model).items()
     }
     if isinstance(checkpoint, OrbaxCheckpoint):
-        with ocp.StandardCheckpointer() as checkpointer:
-            arrays = checkpointer.restore((checkpoint.path / part.name).absolute(), targets)
+        arrays = _restore(checkpoint.path / part.name, targets)
     else:
         with checkpoint.reader() as read:
-            arrays = {path: _read_array(part, path, t, read) for path, t in targets.items()}
+            arrays = {path: _read(part, path, target, read) for path, target in targets.items()}
     for path, variable in nnx.to_flat_state(state):
         if isinstance(variable, Frozen):
             variable.set_value(arrays[".".join(map(str, path))])
     return nnx.merge(graphdef, state)
 
 
-def _read_array(
-    part: Part, path: str, target: jax.ShapeDtypeStruct, read: Callable[[str], np.ndarray]
-) -> jax.Array:
+class Target(NamedTuple):
+    """What an array is to become; dtype None keeps the file's."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    sharding: jax.sharding.Sharding
+
+
+def _restore(folder: Path, targets: Mapping[str, Target]) -> dict[str, jax.Array]:
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(folder.absolute()).item_metadata
+        like = {
+            path: jax.ShapeDtypeStruct(t.shape, t.dtype or saved[path].dtype, sharding=t.sharding)
+            for path, t in targets.items()
+        }
+        return checkpointer.restore(folder.absolute(), like)
+
+
+def _read(part: Part, path: str, target: Target, read: Callable[[str], np.ndarray]) -> jax.Array:
     if not part.is_stacked(path):
-        return jax.device_put(read(part.key(path)).astype(target.dtype), target.sharding)
-    stack = _zeros(target.shape, target.dtype, target.sharding)
+        tensor = read(part.key(path))
+        return jax.device_put(tensor.astype(target.dtype or tensor.dtype), target.sharding)
+    zeros, write = _stack_functions(target.sharding)
+    stack = None
     for layer in range(target.shape[0]):
-        block = jax.device_put(read(part.key(path, layer)).astype(target.dtype))
-        stack = _write_block(stack, block, layer)
+        tensor = read(part.key(path, layer))
+        block = tensor.astype(target.dtype or tensor.dtype)
+        if stack is None:
+            stack = zeros(target.shape, block.dtype)
+        stack = write(stack, block, layer)
+    assert stack is not None, f"{path} has no blocks"
     return stack
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _zeros(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.Array:
-    return jax.lax.with_sharding_constraint(jnp.zeros(shape, dtype), sharding)
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _write_block(stack: jax.Array, block: jax.Array, layer: jax.typing.ArrayLike) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stack, block, layer, 0)
+@functools.cache
+def _stack_functions(sharding: jax.sharding.Sharding) -> tuple[Any, Any]:
+    """zeros(shape, dtype) and write(stack, block, layer); the stack is updated in place."""
+    zeros = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=sharding)
+    write = jax.jit(
+        lambda stack, block, layer: jax.lax.dynamic_update_index_in_dim(stack, block, layer, 0),
+        donate_argnums=0,
+        out_shardings=sharding,
+    )
+    return zeros, write
 
 
 def _owns(part: Part, key: str) -> bool:

@@ -1,0 +1,46 @@
+"""Write the LoRA file of any saved step of a training run.
+
+  python tools/export_lora.py --run OUTPUT [--step N] [--out FILE] [--precision bfloat16]
+
+The same file as training writes to OUTPUT/checkpoints/.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from justdubit_jax import cli, lora
+from justdubit_jax.checkpoint import Checkpoints
+from justdubit_jax.errors import InputError
+
+
+def main() -> None:
+    args = parse_arguments()
+    state = args.run / "state"
+    if not state.is_dir():
+        raise InputError(f"{args.run}: not a training run: state/ is missing")
+    checkpoints = Checkpoints(state)
+    if not checkpoints.steps:
+        raise InputError(f"{state}: no complete step")
+    step = checkpoints.steps[-1] if args.step is None else args.step
+    adapters = checkpoints.adapters(step)
+    out = args.out or lora.export_path(args.run, step)
+    metadata = {**checkpoints.meta(step)["lora"], "step": str(step)}
+    lora.write_file(out, adapters, jnp.dtype(args.precision), metadata)
+    print(out)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.Parser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--run", type=Path, required=True, help="output_dir of the training")
+    parser.add_argument("--step", type=int, help="default: the newest")
+    parser.add_argument(
+        "--out", type=Path, help="default: OUTPUT/checkpoints/, named as training does"
+    )
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    cli.exiting(main)
