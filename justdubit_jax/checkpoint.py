@@ -30,6 +30,11 @@ class Checkpoints:
         """keep_last_n: how many steps stay; -1 keeps all."""
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
+            item_handlers={
+                "adapters": ocp.StandardCheckpointHandler(),
+                "moments": ocp.StandardCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep_last_n if keep_last_n > 0 else None,
                 cleanup_tmp_directories=True,

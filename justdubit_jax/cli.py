@@ -39,7 +39,9 @@ def parse_config(argv: Sequence[str]) -> ConfigDict:
     Raises InputError for a missing file, an unknown flag or key, or a value of the wrong type.
     """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    config_flags.DEFINE_config_file(
+        "config", flag_values=values, lock_config=True, sys_argv=list(argv)
+    )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

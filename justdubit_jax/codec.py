@@ -4,6 +4,7 @@ Each function loads one model and returns a function from host arrays to host ar
 function and the weights leave the device. Shared by preprocessing and sampling.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,7 @@ def load_tokenizer(
     folder: Path, vocab_size: int
 ) -> Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]:
     """Prompts to token ids and mask, int32 [b, 1024], stripped and padded on the left."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no torch
     from transformers import AutoTokenizer  # takes seconds; only who reads prompts waits for it
 
     try:

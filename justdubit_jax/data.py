@@ -29,6 +29,10 @@ TENSORS = {
 }
 
 
+# Without end, but the lengths of all buckets together must fit into 63 bits.
+_EPOCHS = 2**32
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """One clip pair on disk: its name and the file of each role."""
@@ -159,7 +163,7 @@ class Batches:
         parts = [
             grain.MapDataset.source(_Source(i, bucket))
             .shuffle(seed=seed + i)
-            .repeat(None)[host::hosts]
+            .repeat(_EPOCHS)[host::hosts]
             .batch(batch_size)
             for i, bucket in enumerate(buckets)
         ]

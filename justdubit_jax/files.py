@@ -26,7 +26,8 @@ def save_safetensors(
 ) -> None:
     """Write a safetensors file atomically."""
     with replacing(path) as temporary:
-        arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        # Not ascontiguousarray, which gives a scalar an axis.
+        arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
         save_file(arrays, temporary, metadata=dict(metadata))
         temporary.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner reads
 

@@ -34,7 +34,7 @@ _PARAMETER_NAME = "base_model.model.{}.default.weight"
 def main(config: ConfigDict) -> None:
     """Set up, then one loop."""
     run = settings.read(config)
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     mesh = sharding.make_mesh(*run.mesh)
     buckets = make_buckets(find_samples(run.data_root, run.folders))
 
@@ -205,12 +205,14 @@ class Metrics:
         record["learning_rate"] = {k: float(rate(step - 1)) for k, rate in self._rates.items()}
         print(json.dumps(record), file=self._file, flush=True)
         left = (self._run.steps - step) * record["seconds"]
-        self._console.print(
+        line = (
             f"step {step}/{self._run.steps}  loss {record['loss']:.4f} "
             f"(video {record['loss_video']:.4f}, audio {record['loss_audio']:.4f})  "
             f"lr {record['learning_rate']['default']:.2e}  {record['seconds']:.2f} s/step  "
             f"{int(left // 3600)}:{int(left % 3600 // 60):02}:{int(left % 60):02} left"
         )
+        end = "\r" if self._console.is_terminal and step < self._run.steps else "\n"
+        self._console.print(line, end=end)
 
 
 def _lines(path: Path) -> Iterator[str]:

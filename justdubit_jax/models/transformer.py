@@ -93,14 +93,14 @@ class TransformerConfig:
             head_dim=get("attention_head_dim", 128),
             in_channels=get("in_channels", 128),
             out_channels=get("out_channels", 128),
-            max_pos=tuple(get("positional_embedding_max_pos", (20, 2048, 2048))),
+            max_pos=tuple(map(float, get("positional_embedding_max_pos", (20, 2048, 2048)))),
         )
         audio = StreamConfig(
             heads=get("audio_num_attention_heads", 32),
             head_dim=get("audio_attention_head_dim", 64),
             in_channels=get("audio_in_channels", 128),
             out_channels=get("audio_out_channels", 128),
-            max_pos=tuple(get("audio_positional_embedding_max_pos", (20,))),
+            max_pos=tuple(map(float, get("audio_positional_embedding_max_pos", (20,)))),
         )
         _check_equal("cross_attention_dim", get("cross_attention_dim", 4096), video.dim)
         _check_equal("audio_cross_attention_dim", get("audio_cross_attention_dim", 2048), audio.dim)
@@ -111,9 +111,9 @@ class TransformerConfig:
             audio=audio,
             caption_channels=get("caption_channels", 3840),
             norm_eps=get("norm_eps", 1e-6),
-            rope_theta=get("positional_embedding_theta", 10000.0),
-            timestep_scale=get("timestep_scale_multiplier", 1000),
-            cross_gate_timestep_scale=get("av_ca_timestep_scale_multiplier", 1),
+            rope_theta=float(get("positional_embedding_theta", 10000)),
+            timestep_scale=float(get("timestep_scale_multiplier", 1000)),
+            cross_gate_timestep_scale=float(get("av_ca_timestep_scale_multiplier", 1)),
         )
 
 
@@ -353,13 +353,13 @@ class Block(nnx.Module):
         v_for_a2v, v_for_v2a, v_gate = self.video.for_cross(v, v_cond)
         a_for_a2v, a_for_v2a, a_gate = self.audio.for_cross(a, a_cond)
         v_side, a_side = (v_cond.cross_rope, isolated[0]), (a_cond.cross_rope, isolated[1])
-        to_v = _cross(self.audio_to_video, v_for_a2v, a_for_a2v, v_side, a_side)
-        to_a = _cross(self.video_to_audio, a_for_v2a, v_for_v2a, a_side, v_side)
+        to_v = cross_attention(self.audio_to_video, v_for_a2v, a_for_a2v, v_side, a_side)
+        to_a = cross_attention(self.video_to_audio, a_for_v2a, v_for_v2a, a_side, v_side)
         v, a = _add(v, v_gate, to_v), _add(a, a_gate, to_a)
         return self.video.feed_forward(v, v_cond), self.audio.feed_forward(a, a_cond)
 
 
-def _cross(
+def cross_attention(
     attn: Attention,
     x: Float[Array, "b t d"],
     context: Float[Array, "b s e"],

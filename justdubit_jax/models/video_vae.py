@@ -18,9 +18,7 @@ from jaxtyping import Array, Float
 
 from justdubit_jax.errors import InputError
 from justdubit_jax.models.layers import Frozen, rms_norm
-
-FRAMES_PER_LATENT = 8
-PIXELS_PER_LATENT = 32
+from justdubit_jax.tokens import FRAMES_PER_LATENT, PIXELS_PER_LATENT
 
 Padding = Literal["zeros", "reflect"]
 Stride = tuple[int, int, int]

@@ -1,0 +1,347 @@
+"""Clips on disk: read and write video and sound as numpy arrays.
+
+A person's file that cannot be used raises InputError, `PATH: reason`. Pictures are taken as they
+are stored: neither rotation metadata nor non-square pixels are applied, as in the reference
+trainer.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import re
+import wave
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.audio import AudioFrame, AudioStream
+from av.container import InputContainer, OutputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import Disposition
+from av.video import VideoFrame, VideoStream
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
+from jaxtyping import Float, Float32, UInt8
+
+from justdubit_jax.errors import InputError
+from justdubit_jax.files import replacing
+
+IMAGES = (".png", ".jpg", ".jpeg")
+
+# Between RGB and YUV: without these swscale takes the nearest chroma sample, is off by two levels,
+# and rounds differently from one CPU to the next.
+_EXACT = (
+    Interpolation.BICUBIC
+    | Interpolation.ACCURATE_RND
+    | Interpolation.FULL_CHR_H_INP
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.BITEXACT
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """The frames of a video, RGB, at a constant rate of `fps`."""
+
+    frames: UInt8[np.ndarray, "f y x 3"]
+    fps: Fraction
+
+    @property
+    def seconds(self) -> Fraction:
+        """Exact duration."""
+        return len(self.frames) / self.fps
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What a file's header says; `frames` and `seconds` are None where it does not say."""
+
+    frames: int | None
+    fps: Fraction
+    height: int
+    width: int
+    has_audio: bool
+    seconds: float | None
+
+
+def probe(path: str | Path) -> Probe:
+    """Read a video's or an image's header, decoding nothing."""
+    path = Path(path)
+    with _open(path) as container:
+        stream = _video_stream(path, container)
+        fps, seconds = _fps(path, stream), None
+        frames = 1 if path.suffix.lower() in IMAGES else None
+        if frames is None and (end := _declared_end(stream)) is not None:
+            seconds = end - _start(stream)
+            frames = round(seconds * fps)
+        has_audio = bool(container.streams.audio)
+        return Probe(frames, fps, stream.height, stream.width, has_audio, seconds)
+
+
+def read_video(path: str | Path, max_frames: int | None = None) -> Clip:
+    """The first `max_frames` frames (default: all), in the order of presentation.
+
+    A .png or .jpg is a clip of one frame at 1 fps. Raises InputError for files that are
+    unreadable, damaged or cut off, and where frames are missing for their rate.
+    """
+    path = Path(path)
+    if path.suffix.lower() in IMAGES:
+        max_frames = 1
+    with _open(path) as container:
+        stream = _video_stream(path, container)
+        fps, times, frames = _fps(path, stream), [], []
+        for frame in itertools.islice(_decode(path, container, stream), max_frames):
+            frames.append(frame.to_ndarray(format="rgb24", interpolation=_EXACT))
+            times.append(frame.time)
+            if frames[0].shape != frames[-1].shape:
+                raise InputError(f"{path}: the size of the picture changes at frame {len(times)}")
+        if not frames:
+            raise InputError(f"{path}: no frames")
+        if len(frames) != max_frames and None not in times:
+            end = _declared_end(stream) or times[-1] + 1 / fps
+            # One frame of tolerance: some muxers count one more than they write.
+            if len(frames) < (expected := (end - times[0]) * fps) - 1.5:
+                raise InputError(
+                    f"{path}: {len(frames)} frames, but {round(expected)} for its duration at "
+                    f"{float(fps):g} fps: cut off, damaged, or of variable frame rate"
+                )
+    return Clip(np.stack(frames), fps)
+
+
+def read_audio(
+    path: str | Path, sample_rate: int, seconds: Fraction | float | int
+) -> Float32[np.ndarray, "2 n"]:
+    """The sound of a clip's first `seconds`, stereo, int(seconds * sample_rate) samples in -1..1.
+
+    Sample 0 belongs to the first frame of the video: sound that starts earlier is cut, later is
+    preceded by silence; so is a gap. Mono is doubled, more channels are mixed down; the end is
+    padded with silence. Raises InputError for files without sound or damaged.
+    """
+    path = Path(path)
+    with _open(path) as container:
+        if not container.streams.audio:
+            raise InputError(f"{path}: no audio stream")
+        stream = container.streams.audio[0]
+        video = _video_streams(container)
+        origin = _start(video[0] if video else stream)
+        sound, rate, end = _placed_samples(path, container, stream, origin, float(seconds))
+        declared = _declared_end(stream) if video else None
+        if declared is not None and end < min(declared, origin + float(seconds)) - 0.1:
+            raise InputError(f"{path}: its audio ends at {end:.2f} s instead of {declared:.2f} s")
+    count = int(seconds * sample_rate)
+    sound = _resample(sound, rate, sample_rate)[:, :count]
+    return np.pad(sound, ((0, 0), (0, count - sound.shape[1])))
+
+
+def write_video(
+    path: str | Path,
+    frames: UInt8[np.ndarray, "f y x 3"],
+    fps: Fraction | float | int,
+    audio: Float[np.ndarray, "c n"] | None = None,
+    sample_rate: int = 48_000,
+) -> None:
+    """Write an .mp4 (H.264, AAC), whole or not at all; `audio` is mono or stereo in -1..1.
+
+    `fps` is rounded by `exact_fps`. Raises InputError for odd sizes, which 4:2:0 cannot hold, and
+    for what the encoders refuse.
+    """
+    path, (_, height, width, _) = Path(path), frames.shape
+    if height % 2 or width % 2:
+        raise InputError(f"{path}: {width}x{height} pixels; an .mp4 needs even sizes")
+    with replacing(path) as temporary:
+        try:
+            with av.open(
+                str(temporary.absolute()),
+                "w",
+                format="mp4",
+                container_options={"movflags": "+faststart"},
+            ) as container:
+                # Streams exist before the first packet is muxed, so both are encoded first.
+                packets = _encoded_frames(container, frames, exact_fps(fps))
+                if audio is not None:
+                    packets += _encoded_sound(container, audio, sample_rate)
+                container.mux(sorted(packets, key=_decoding_time))
+        except FFmpegError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def write_wav(path: str | Path, audio: Float[np.ndarray, "c n"], sample_rate: int) -> None:
+    """Write a 16-bit .wav, whole or not at all; `audio` is in -1..1."""
+    with replacing(Path(path)) as temporary, wave.open(str(temporary), "wb") as file:
+        file.setnchannels(len(audio))
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes(np.rint(np.clip(audio, -1, 1) * 32767).astype("<i2").T.tobytes())
+
+
+def exact_fps(fps: Fraction | float | int) -> Fraction:
+    """A frame rate as a fraction: 29.97 is 30000/1001, 12.5 is 25/2."""
+    if isinstance(fps, Fraction | int):
+        return Fraction(fps)
+    fps = float(fps)
+    ntsc = Fraction(round(fps * 1.001) * 1000, 1001)
+    # 23.98 and 23.976 both mean 24000/1001; 24 is 0.024 away from it.
+    if fps != round(fps) and abs(fps - ntsc) < 0.005:
+        return ntsc
+    return Fraction(fps).limit_denominator(1001)
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[InputContainer]:
+    # A file object and not a name: FFmpeg reads patterns (%d) and protocols (a:b) into names.
+    try:
+        with path.open("rb") as file:
+            if not file.peek(1):
+                raise InputError(f"{path}: empty file")
+            with av.open(file, "r") as container:
+                yield container
+    except FFmpegError as error:
+        raise InputError(f"{path}: cannot be decoded: {error.strerror}") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+
+
+def _video_streams(container: InputContainer) -> list[VideoStream]:
+    streams = container.streams.video
+    return [s for s in streams if s.width and not s.disposition & Disposition.attached_pic]
+
+
+def _video_stream(path: Path, container: InputContainer) -> VideoStream:
+    if streams := _video_streams(container):
+        return streams[0]
+    raise InputError(f"{path}: no video stream")
+
+
+def _fps(path: Path, stream: VideoStream) -> Fraction:
+    if path.suffix.lower() in IMAGES:
+        return Fraction(1)
+    if rate := stream.average_rate or stream.guessed_rate or stream.base_rate:
+        return Fraction(rate.numerator, rate.denominator)
+    raise InputError(f"{path}: no frame rate")
+
+
+def _start(stream: VideoStream | AudioStream) -> float:
+    return float((stream.start_time or 0) * (stream.time_base or 0))
+
+
+def _declared_end(stream: VideoStream | AudioStream) -> float | None:
+    """Time at which a stream ends according to its header, in seconds on the file's clock."""
+    if stream.duration:
+        return _start(stream) + float(stream.duration * (stream.time_base or 0))
+    # Matroska has no durations per stream; its usual writers leave the end in a tag.
+    if match := re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", "")):
+        return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
+    return None
+
+
+def _decode(path: Path, container: InputContainer, stream: Any) -> Iterator[Any]:
+    """The frames of a video or audio stream; raises InputError at the first damaged one."""
+    stream.codec_context.thread_type = "AUTO"
+    for packet in container.demux(stream):
+        frames = packet.decode()
+        if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
+            raise InputError(
+                f"{path}: damaged at {float((packet.pts or 0) * packet.time_base):.2f} s"
+            )
+        yield from frames
+
+
+def _placed_samples(
+    path: Path, container: InputContainer, stream: AudioStream, origin: float, seconds: float
+) -> tuple[Float32[np.ndarray, "2 n"], int, float]:
+    """Decoded samples on a time line from `origin` on, their rate, and the time where they end.
+
+    The line is a little longer than `seconds`, so that resampling does not see the cut.
+    """
+    line, rate, position = None, 0, None
+    for frame in _decode(path, container, stream):
+        if line is None:
+            rate = frame.sample_rate
+            line = np.zeros((2, int((seconds + 0.1) * rate)), np.float32)
+        if frame.sample_rate != rate:
+            raise InputError(f"{path}: the rate of its audio changes at {frame.time} s")
+        stamped = position if frame.time is None else round((frame.time - origin) * rate)
+        # Stamps may be rounded to milliseconds: only much more than that is a gap.
+        if position is None or abs(stamped - position) > 0.05 * rate:
+            position = stamped or 0
+        samples = _stereo(frame)
+        low = min(max(position, 0), line.shape[1])
+        high = min(max(position + samples.shape[1], 0), line.shape[1])
+        line[:, low:high] = samples[:, low - position : high - position]
+        position += samples.shape[1]
+        if position >= line.shape[1]:
+            break
+    if line is None or position is None:
+        raise InputError(f"{path}: its audio stream is empty")
+    return line, rate, origin + position / rate
+
+
+def _stereo(frame: AudioFrame) -> Float32[np.ndarray, "2 n"]:
+    # FFmpeg turns mono into stereo at -3 dB, so mono is doubled here.
+    mono = frame.layout.nb_channels == 1
+    converter = av.AudioResampler(format="fltp", layout="mono" if mono else "stereo")
+    parts = [*converter.resample(frame), *converter.resample(None)]
+    samples = np.concatenate([part.to_ndarray() for part in parts], axis=1)
+    return np.broadcast_to(samples, (2, samples.shape[1]))
+
+
+def _resample(
+    sound: Float32[np.ndarray, "c n"], rate: int, new_rate: int
+) -> Float32[np.ndarray, "c m"]:
+    if rate == new_rate:
+        return sound
+    resampler = av.AudioResampler(format="fltp", rate=new_rate)
+    parts = [*resampler.resample(_audio_frame(sound, rate)), *resampler.resample(None)]
+    return np.concatenate([part.to_ndarray() for part in parts], axis=1)
+
+
+def _audio_frame(sound: Float[np.ndarray, "c n"], rate: int) -> AudioFrame:
+    layout = "mono" if len(sound) == 1 else "stereo"
+    sound = np.ascontiguousarray(sound, np.float32)
+    frame = AudioFrame.from_ndarray(sound, format="fltp", layout=layout)
+    frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+    return frame
+
+
+def _encoded_frames(
+    container: OutputContainer, frames: UInt8[np.ndarray, "f y x 3"], fps: Fraction
+) -> list[Packet]:
+    # Without cpu-independent x264 may write other bytes each time it is given the same frames.
+    options = {"crf": "18", "x264-params": "cpu-independent=1"}
+    stream = container.add_stream("libx264", rate=fps, options=options)
+    stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+    stream.codec_context.colorspace = Colorspace.ITU709
+    stream.codec_context.color_range = ColorRange.MPEG
+    stream.codec_context.color_primaries = ColorPrimaries.BT709
+    stream.codec_context.color_trc = ColorTrc.BT709
+    packets = []
+    for index, array in enumerate(frames):
+        frame = VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24").reformat(
+            format="yuv420p",
+            interpolation=_EXACT,
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+        )
+        frame.pts, frame.time_base = index, 1 / fps
+        packets += stream.encode(frame)
+    return packets + stream.encode(None)
+
+
+def _encoded_sound(
+    container: OutputContainer, audio: Float[np.ndarray, "c n"], rate: int
+) -> list[Packet]:
+    frame = _audio_frame(np.clip(audio, -1, 1), rate)
+    stream = container.add_stream("aac", rate=rate, layout=frame.layout.name)
+    stream.bit_rate = 192_000
+    chunks = av.AudioResampler(format="fltp", rate=rate, frame_size=1024)  # AAC's frame size
+    packets = []
+    for chunk in (*chunks.resample(frame), *chunks.resample(None)):
+        packets += stream.encode(chunk)
+    return packets + stream.encode(None)
+
+
+def _decoding_time(packet: Packet) -> Fraction:
+    return Fraction(packet.dts or 0) * packet.time_base

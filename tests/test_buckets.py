@@ -1,0 +1,120 @@
+"""Buckets, scaling, cropping and mask pooling."""
+
+import numpy as np
+import pytest
+
+from justdubit_jax import buckets
+from justdubit_jax.buckets import Bucket
+from justdubit_jax.errors import InputError
+
+
+def pattern(height: int, width: int) -> np.ndarray:
+    i, j = np.mgrid[:height, :width]
+    gray = (37 * i * i + 91 * j * (i + 1) + 13 * j * j) % 256
+    return np.repeat(gray[None, :, :, None], 3, axis=3).astype(np.uint8)
+
+
+# torch 2.13's bicubic interpolate of pattern(6, 9) in float32, antialias=True, cropped, clamped and
+# rounded: down, nothing cropped; up, cropped at the sides; down, cropped above and below.
+TORCH = {
+    (4, 6): [
+        [54, 202, 149, 104, 194, 90],
+        [144, 209, 140, 155, 146, 101],
+        [104, 87, 53, 153, 173, 192],
+        [138, 57, 110, 153, 73, 149],
+    ],
+    (8, 4): [
+        [145, 79, 17, 19],
+        [181, 159, 161, 170],
+        [153, 182, 205, 181],
+        [58, 130, 130, 56],
+        [7, 138, 208, 163],
+        [7, 63, 117, 151],
+        [55, 101, 123, 127],
+        [109, 223, 229, 129],
+    ],
+    (2, 8): [
+        [90, 223, 194, 168, 197, 125, 135, 46],
+        [127, 197, 113, 94, 146, 162, 178, 170],
+    ],
+}
+
+
+@pytest.mark.parametrize("size", TORCH)
+def test_resize_and_crop_is_torch_s(size):
+    got = buckets.resize_and_crop(pattern(6, 9), *size)
+    assert got.shape == (1, *size, 3)
+    # Both sum in float32 in different orders, so a half may round either way; none does here.
+    np.testing.assert_array_equal(got[0, :, :, 1], TORCH[size])
+
+
+def test_resize_and_crop_keeps_what_fits():
+    frames = pattern(64, 96)
+    np.testing.assert_array_equal(buckets.resize_and_crop(frames, 64, 96), frames)
+    np.testing.assert_array_equal(buckets.resize_and_crop(frames, 64, 32), frames[:, :, 32:64])
+    np.testing.assert_array_equal(buckets.resize_and_crop(frames, 31, 96), frames[:, 16:47])
+
+
+def test_resize_and_crop_treats_frames_and_channels_alike():
+    frames = np.stack([pattern(33, 51)[0], 255 - pattern(33, 51)[0]])
+    frames[..., 2] = 200
+    got = buckets.resize_and_crop(frames, 32, 64)
+    np.testing.assert_array_equal(got[1:], buckets.resize_and_crop(frames[1:], 32, 64))
+    assert (got[..., 2] == 200).all()
+
+
+def test_parse_buckets():
+    assert buckets.parse_buckets("640x352x121") == [Bucket(frames=121, height=352, width=640)]
+    mixed = buckets.parse_buckets("64x96;32x64x9")
+    assert mixed[:2] == [(1, 96, 64), (9, 96, 64)]
+    assert mixed[-2:] == [(513, 96, 64), (9, 64, 32)]
+    assert len(mixed) == 66
+    assert str(mixed[-1]) == "32x64x9"
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("640x350x121", "height 350 is not a multiple of 32"),
+        ("0x352x121", "width 0 is not a multiple of 32"),
+        ("640x352x120", "120 frames are not a multiple of 8 plus 1"),
+        ("640x352x0", "0 frames are not a multiple of 8 plus 1"),
+        ("640x352;640", "'640' is not WIDTHxHEIGHT"),
+        ("640x352x121;", "'' is not WIDTHxHEIGHT"),
+        ("640x352x121x3", "is not WIDTHxHEIGHT"),
+        ("-640x352x121", "is not WIDTHxHEIGHT"),
+        ("axbxc", "'axbxc' is not WIDTHxHEIGHT"),
+    ],
+)
+def test_parse_buckets_names_the_bad_piece(text, complaint):
+    with pytest.raises(InputError, match=complaint):
+        buckets.parse_buckets(text)
+
+
+def test_choose_bucket_goes_by_aspect_then_frames_then_area():
+    choices = buckets.parse_buckets("640x352x25;352x640x25;320x192x121;640x384x121;960x576x17")
+    assert str(buckets.choose_bucket(200, 1080, 1920, choices)) == "640x352x25"
+    assert str(buckets.choose_bucket(30, 1920, 1080, choices)) == "352x640x25"
+    # 320x192, 640x384 and 960x576 have one aspect: most frames first, then the larger.
+    assert str(buckets.choose_bucket(200, 600, 1000, choices)) == "640x384x121"
+    assert str(buckets.choose_bucket(120, 600, 1000, choices)) == "960x576x17"
+    assert str(buckets.choose_bucket(17, 1080, 1920, choices)) == "960x576x17"
+
+
+def test_choose_bucket_of_a_short_clip():
+    with pytest.raises(InputError, match="16 frames, but the shortest bucket needs 17"):
+        buckets.choose_bucket(16, 64, 64, buckets.parse_buckets("64x64x25;64x64x17"))
+
+
+def test_pool_mask():
+    mask = np.zeros((17, 64, 96), np.float32)
+    mask[0, 0, 0] = 1  # the first frame is a latent frame of its own
+    mask[3, 32:, 64:] = 1  # one frame of the second latent frame's eight
+    mask[4, 32:, 64:80] = 1
+    mask[16, :16, 32:64] = 0.5  # the last frame of the third
+    want = np.zeros((3, 2, 3), np.float32)
+    want[0, 0, 0] = 1 / 1024
+    want[1, 1, 2] = 1
+    want[2, 0, 1] = 0.25
+    np.testing.assert_array_equal(buckets.pool_mask(mask), want)
+    np.testing.assert_array_equal(buckets.pool_mask(mask[:1]), want[:1])

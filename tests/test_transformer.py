@@ -1,0 +1,130 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from reference import error, golden_checkpoint, load_golden
+
+from justdubit_jax import keys, weights
+from justdubit_jax.errors import InputError
+from justdubit_jax.models.layers import Attention
+from justdubit_jax.models.transformer import (
+    Modality,
+    Transformer,
+    TransformerConfig,
+    cross_attention,
+)
+
+# 30 x the reference's own float32 error, at least 2e-5 (the golden vectors' README).
+LIMIT = 2e-5
+
+
+@functools.cache
+def model():
+    checkpoint = golden_checkpoint("transformer_19b")
+    abstract = weights.build(keys.TRANSFORMER, checkpoint.config, checkpoint.shapes)
+    return weights.load(checkpoint, keys.TRANSFORMER, abstract, jnp.float32)
+
+
+run = nnx.jit(
+    lambda model, *modalities, **options: model(*modalities, **options),
+    static_argnames=("cross_timestep", "isolated", "remat"),
+)
+
+
+@functools.cache
+def inputs(text_mask: bool = True):
+    tensors, _ = load_golden("transformer_19b")
+
+    def modality(name: str) -> Modality:
+        x = {k.partition(f"input.{name}.")[2]: v for k, v in tensors.items()}
+        lengths = x["context_mask"].sum(1).astype(np.int32)
+        references = int((x["target"] == 0).sum())
+        return Modality(
+            latents=jnp.asarray(x["latent"]),
+            positions=jnp.asarray(x["positions"]),
+            context=jnp.asarray(x["context"]),
+            sigma=jnp.asarray(x["sigma"]),
+            clean=jnp.full(len(lengths), references, jnp.int32),
+            context_len=jnp.asarray(lengths) if text_mask else None,
+        )
+
+    return modality("video"), modality("audio")
+
+
+REFERENCES = (12, 5)
+
+
+@pytest.mark.parametrize(
+    ("file", "case", "options"),
+    [
+        ("transformer_19b", "", {"cross_timestep": "other"}),
+        ("transformer_19b", "per_token_cross.", {"cross_timestep": "own"}),
+        ("transformer_19b", "no_text_mask.", {"cross_timestep": "other"}),
+        ("cross_mask_19b", "", {"cross_timestep": "other", "isolated": REFERENCES}),
+        ("cross_mask_19b", "per_token_cross.", {"cross_timestep": "own", "isolated": REFERENCES}),
+    ],
+)
+def test_velocities_equal_the_reference(file, case, options):
+    tensors, _ = load_golden(file)
+    video, audio = run(model(), *inputs(case != "no_text_mask."), **options)
+    assert error(video, tensors[f"expect.{case}video_velocity"]) < LIMIT
+    assert error(audio, tensors[f"expect.{case}audio_velocity"]) < LIMIT
+
+
+def test_remat_changes_nothing():
+    plain = run(model(), *inputs(), cross_timestep="own")
+    remat = run(model(), *inputs(), cross_timestep="own", remat=True)
+    jax.tree.map(np.testing.assert_array_equal, plain, remat)
+
+
+def test_isolated_tokens_take_no_part_in_the_attention_between_modalities():
+    attn = Attention(8, 6, 2, 4)
+    for i, (_, weight) in enumerate(nnx.to_flat_state(nnx.state(attn))):
+        weight.set_value(jax.random.normal(jax.random.key(i), weight.shape))
+    key = jax.random.key(0)
+    x, context = jax.random.normal(key, (1, 7, 8)), jax.random.normal(key, (1, 5, 6))
+    angles = jnp.zeros((1, 7, 2, 2)), jnp.zeros((1, 5, 2, 2))
+    sides = [
+        ((jnp.cos(angle), jnp.sin(angle)), skip) for angle, skip in zip(angles, (3, 2), strict=True)
+    ]
+    out = cross_attention(attn, x, context, *sides)
+    np.testing.assert_array_equal(out[:, :3], jnp.broadcast_to(attn.to_out[0].bias[...], (1, 3, 8)))
+    gradient = jax.grad(lambda c: jnp.sum(cross_attention(attn, x, c, *sides) ** 2))(context)
+    assert (gradient[:, :2] == 0).all() and (gradient[:, 2:] != 0).any()
+
+
+def test_bfloat16_is_close_to_float32():
+    checkpoint = golden_checkpoint("transformer_19b")
+    abstract = weights.build(keys.TRANSFORMER, checkpoint.config, checkpoint.shapes)
+    half = weights.load(checkpoint, keys.TRANSFORMER, abstract, jnp.bfloat16)
+    video, audio = (m._replace(latents=m.latents.astype(jnp.bfloat16)) for m in inputs())
+    got = run(half, video, audio, cross_timestep="own")
+    want = run(model(), *inputs(), cross_timestep="own")
+    for g, w in zip(got, want, strict=True):
+        assert g.dtype == jnp.bfloat16
+        assert error(g.astype(jnp.float32), w) < 0.05  # 8 bits of mantissa, two blocks
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope_type", "interleaved"),
+        ("frequencies_precision", "float32"),
+        ("apply_gated_attention", True),
+        ("cross_attention_dim", 41),
+    ],
+)
+def test_unsupported_checkpoints_are_refused_by_key(key, value):
+    config = golden_checkpoint("transformer_19b").config
+    changed = {"transformer": {**config["transformer"], key: value}}
+    with pytest.raises(InputError, match=f"transformer.{key}"):
+        TransformerConfig.from_metadata(changed)
+
+
+def test_blocks_are_one_stacked_module():
+    abstract = nnx.eval_shape(lambda: Transformer(model().config))
+    stacked = {p: v.shape for p, v in weights.parameters(abstract).items() if "blocks" in p}
+    assert stacked and all(shape[0] == model().config.layers for shape in stacked.values())
