@@ -23,8 +23,9 @@ from justdubit_jax.models.layers import Linear, LoRA
 FILE_PREFIX = "diffusion_model."
 _MODEL_PREFIX = "model.diffusion_model."
 
-# A and B of every adapted linear by parameter path ("blocks.video.attn1.to_q.lora.A").
-Adapters = dict[str, jax.Array]
+# A and B of every adapted linear by parameter path ("blocks.video.attn1.to_q.lora.A"): arrays, or
+# their shapes, or gradients.
+Adapters = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)

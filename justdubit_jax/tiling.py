@@ -2,8 +2,8 @@
 
 Near a cut, convolutions see padding where the whole clip has a neighbour, so a tile is wrong there,
 less so with every step away. Hence the overlaps, in which the tile that is farther from its own cut
-counts more. The result is close to the untiled one; it is the same where the clip fits into one
-tile, or where nothing farther than a quarter of the overlap is seen by a convolution stack.
+counts more. The result is close to the untiled one. It is the same where the clip fits into one
+tile and, but for rounding, where all convolutions together reach less than a quarter of an overlap.
 
 All tiles of a clip have one shape, so `encode` and `decode`, given jitted, compile once.
 """
@@ -71,7 +71,8 @@ class Tiling:
 
 
 # Five seconds of 640x352 are one tile. The published VAE in bfloat16 needs 10 GB to encode and
-# 6.5 GB to decode that, weights included, and 15 and 11 GB for a full tile (XLA's own estimate).
+# 6.5 GB to decode that, weights included, and 15 and 11 GB for a full tile: XLA's estimates, made
+# for a CPU.
 # The overlaps are those of Lightricks/LTX-2:packages/ltx-trainer/scripts/decode_latents.py.
 DEFAULT_TILING = Tiling(pixels=640, pixel_overlap=128, frames=121, frame_overlap=25)
 

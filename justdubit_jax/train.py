@@ -40,6 +40,8 @@ def main(config: ConfigDict) -> None:
 
     source = weights.open_checkpoint(run.model_path)
     model, targets = adapted_model(source.config, run.lora)
+    idle = [name for name in keys.PARTS if name != keys.TRANSFORMER.name]
+    console.print(f"{run.model_path}: transformer; not needed to train: {', '.join(idle)}")
     for target, names in targets.items():
         console.print(f"LoRA {target}: {len(names)} modules")
     model = weights.load(
@@ -51,7 +53,7 @@ def main(config: ConfigDict) -> None:
     tx, rates = make_optimizer(run, shapes)
     state = first_state(run, shapes, tx, mesh)
     checkpoints = Checkpoints(run.output_dir / "state", run.keep_last_n)
-    batches = Batches(buckets, run.batch_size * jax.device_count(), run.seed, run.reader_threads)
+    batches = Batches(buckets, run.batch_size * mesh.size, run.seed, run.reader_threads)
     cross_timestep: CrossTimestep = "other" if run.cross_timestep == "other" else "own"
     export = functools.partial(export_lora, run, cross_timestep)
     if checkpoints.steps:
@@ -199,7 +201,8 @@ class Metrics:
             return
         step, values = self._pending
         self._pending = None
-        record: dict[str, Any] = {"step": step, **{k: float(v) for k, v in values.items()}}
+        names = ("loss", "loss_video", "loss_audio", "grad_norm")
+        record: dict[str, Any] = {"step": step, **{name: float(values[name]) for name in names}}
         now = time.perf_counter()
         record["seconds"], self._clock = now - self._clock, now
         record["learning_rate"] = {k: float(rate(step - 1)) for k, rate in self._rates.items()}
