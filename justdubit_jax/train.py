@@ -167,7 +167,7 @@ def make_step(
             )
 
         gradients, metrics = jax.grad(loss, has_aux=True)(state.adapters)
-        metrics["grad_norm"] = optax.global_norm(gradients)
+        metrics["grad_norm"] = optax.tree.norm(gradients)
         updates, moments = tx.update(gradients, state.moments, state.adapters)
         adapters: Any = optax.apply_updates(state.adapters, updates)
         return State(adapters, moments, state.step + 1), metrics

@@ -319,15 +319,16 @@ def train(golden: Golden, wanted: Collection[str]) -> Tensors:
     for name in sorted({name.rpartition(".")[0] for name in wanted if name[:8] == "at_start"}):
         step, masked = _AT_START[name.split(".")[-1]]
         rule = "own" if "per_token_cross" in name else "other"
-        terms, *_ = evaluate(adapters, frozen, draws[step], _mask_weights(golden, masked), rule)
+        mask_weights = _mask_weights(golden, masked)
+        _, (terms, _) = evaluate(adapters, frozen, draws[step], mask_weights, rule)
         found |= {f"{name}.{term}": value for term, value in terms.items()}
 
     rates = [golden.meta["lr"], *dict.fromkeys(group["lr"] for group in golden.meta["lr_groups"])]
     for i, draw in enumerate(draws):
         mask_weights = _mask_weights(golden, golden.inputs["use_face_mask"][i])
-        terms, predictions, gradients = evaluate(adapters, frozen, draw, mask_weights, "other")
+        gradients, (terms, seen) = evaluate(adapters, frozen, draw, mask_weights, "other")
         adapters, moments, norm = update(gradients, moments, adapters)
-        values = {**terms, **predictions, "grad_norm": norm}
+        values = {**terms, **seen, "grad_norm": norm}
         values["lr"] = np.array([schedule(rate, i) for rate in rates])
         values |= {f"grad.{key}": x for key, x in _file_tensors(gradients).items()}
         values |= {f"param.{key}": x for key, x in _file_tensors(adapters).items()}
@@ -345,7 +346,7 @@ _AT_START = {
 
 
 def _make_step(golden: Golden, graphdef: Any, tx: optax.GradientTransformation) -> tuple[Any, Any]:
-    """Two jitted functions: losses, predictions and gradients of a draw; the optimizer's update.
+    """Two jitted functions: gradients, losses and predictions of a draw; the optimizer's update.
 
     The mask's weights are an argument, so that a step without mask needs no compilation of its own.
     """
@@ -353,41 +354,33 @@ def _make_step(golden: Golden, graphdef: Any, tx: optax.GradientTransformation) 
     batch = objective.Batch(_stream(golden, "video"), _stream(golden, "audio"), inputs["face_mask"])
     frame_tokens = int(inputs["cond_mask"].sum(-1).max())
 
-    @functools.partial(jax.jit, static_argnames="rule")
-    def evaluate(
-        adapters: Any, frozen: Any, draw: objective.Draw, mask_weights: Any, rule: str
-    ) -> tuple[Any, Any, Any]:
+    def loss(adapters: Any, frozen: Any, draw: Any, mask_weights: Any, rule: str) -> Any:
+        model: Any = lora.merge(graphdef, adapters, frozen)
         face, background = mask_weights
+        seen = {}
 
-        def loss(adapters: Any) -> Any:
-            model: Any = lora.merge(graphdef, adapters, frozen)
-            seen = {}
+        def recorded(*args: Any, **options: Any) -> Any:
+            seen["video_prediction"], seen["audio_prediction"] = model(*args, **options)
+            return tuple(seen.values())
 
-            def recorded(*args: Any, **options: Any) -> Any:
-                seen["video_prediction"], seen["audio_prediction"] = model(*args, **options)
-                return tuple(seen.values())
-
-            total, terms = objective.loss(
-                recorded,
-                batch,
-                draw,
-                grid=(1, 1, frame_tokens),
-                mask_loss=objective.MaskLoss(face, background, threshold, False),
-                isolate=True,
-                dtype=jnp.float32,
-                cross_timestep=rule,
-            )
-            return total, (terms, seen)
-
-        gradients, (terms, predictions) = jax.grad(loss, has_aux=True)(adapters)
-        return terms, predictions, gradients
+        total, terms = objective.loss(
+            recorded,
+            batch,
+            draw,
+            grid=(1, 1, frame_tokens),
+            mask_loss=objective.MaskLoss(face, background, threshold, False),
+            isolate=True,
+            dtype=jnp.float32,
+            cross_timestep=rule,
+        )
+        return total, (terms, seen)
 
     @jax.jit
     def update(gradients: Any, moments: Any, adapters: Any) -> tuple[Any, Any, Any]:
         updates, moments = tx.update(gradients, moments, adapters)
         return optax.apply_updates(adapters, updates), moments, optax.global_norm(gradients)
 
-    return evaluate, update
+    return jax.jit(jax.grad(loss, has_aux=True), static_argnums=4), update
 
 
 def _mask_weights(golden: Golden, masked: bool) -> tuple[float, float]:
