@@ -401,7 +401,7 @@ class Transformer(nnx.Module):
         isolated: tuple[int, int] = (0, 0),
         remat: bool = False,
         prepare_block: Any = None,
-    ) -> tuple[Float[Array, "b tv c"], Float[Array, "b ta c"]]:
+    ) -> tuple[Float[Array, "b tv cv"], Float[Array, "b ta ca"]]:
         """Predict the velocity (noise - clean latents) of every token.
 
         `isolated` is how many leading tokens of (video, audio) take no part in the attention

@@ -1,0 +1,131 @@
+import itertools
+import shutil
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from justdubit_jax.data import TENSORS, Batches, find_samples, make_buckets, read_sample
+from justdubit_jax.errors import InputError
+
+FOLDERS = {role: role for role in TENSORS}
+
+
+@pytest.fixture
+def root(demo, tmp_path):
+    """The demo's four samples, and a fifth of another shape."""
+    shutil.copytree(demo / "dataset/.precomputed", tmp_path / "root")
+    for role in TENSORS:
+        source = tmp_path / "root" / role / "clips/000_media.safetensors"
+        with safe_open(source, framework="numpy") as file:
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            metadata = file.metadata()
+        if role in ("latents", "reference_latents"):
+            tensors = {k: np.ascontiguousarray(v[:, :2]) for k, v in tensors.items()}
+        if role == "masks":
+            tensors = {k: v[:2] for k, v in tensors.items()}
+        save_file(tensors, source.with_name("004_media.safetensors"), metadata)
+    return tmp_path / "root"
+
+
+def test_buckets_group_equal_shapes(root):
+    buckets = make_buckets(find_samples(root, FOLDERS))
+    assert [(b.grid, len(b.samples)) for b in buckets] == [((4, 2, 3), 4), ((2, 2, 3), 1)]
+
+
+def test_a_sample_as_tokens(root):
+    sample = find_samples(root, FOLDERS)[0]
+    batch = read_sample(sample)
+    with safe_open(sample.files["latents"], framework="numpy") as file:
+        latents = file.get_tensor("latents")
+    np.testing.assert_array_equal(batch.video.target[7], latents[:, 1, 0, 1])  # 7 = 6 f + 3 y + x
+    assert batch.video.positions.shape == (3, 48, 2)
+    # Reference positions start at 0 again, as the target's.
+    np.testing.assert_array_equal(batch.video.positions[:, :24], batch.video.positions[:, 24:])
+    np.testing.assert_allclose(batch.video.positions[0, 6], [1 / 25, 9 / 25], rtol=1e-6)
+    assert batch.face_mask.shape == (24,)
+    assert {x.dtype for x in (*batch.video[:4], *batch.audio[:4])} == {np.dtype(np.float32)}
+
+
+def test_every_sample_once_an_epoch_and_shuffled(root):
+    buckets = make_buckets(find_samples(root, FOLDERS))[:1]
+    batches = Batches(buckets, 1, seed=0, threads=2)
+    names = [next(batches)[1][0] for _ in range(12)]
+    epochs = [tuple(names[i : i + 4]) for i in (0, 4, 8)]
+    assert all(len(set(epoch)) == 4 for epoch in epochs) and len(set(epochs)) > 1
+
+
+def test_batches_come_from_one_bucket_and_drop_nothing(root):
+    buckets = make_buckets(find_samples(root, FOLDERS))
+    batches = Batches(buckets, 3, seed=0, threads=0)  # 3 does not divide 4
+    seen = set()
+    for bucket, names, batch in itertools.islice(batches, 10):
+        assert batch.video.target.shape == (3, int(np.prod(bucket.grid)), 16)
+        assert set(names) <= {s.name for s in bucket.samples}
+        seen |= set(names)
+    assert len(seen) == 5
+
+
+def test_position_is_restored_exactly(root):
+    buckets = make_buckets(find_samples(root, FOLDERS))
+    first, second = (Batches(buckets, 2, seed=7, threads=t) for t in (2, 0))
+    for _ in range(3):
+        next(first)
+    second.state = first.state
+    for _ in range(5):
+        (_, names, batch), (_, other_names, other) = next(first), next(second)
+        assert names == other_names
+        np.testing.assert_array_equal(batch.video.target, other.video.target)
+
+
+def test_hosts_read_different_samples_of_the_same_bucket(root):
+    buckets = make_buckets(find_samples(root, FOLDERS))
+    whole = Batches(buckets, 2, seed=3, threads=0)
+    hosts = [Batches(buckets, 1, seed=3, threads=0, host=h, hosts=2) for h in (0, 1)]
+    for _ in range(8):
+        names = next(whole)[1]
+        assert [next(h)[1][0] for h in hosts] == names
+
+
+def test_a_missing_companion_is_named(root):
+    (root / "audio_latents/clips/002_media.safetensors").unlink()
+    with pytest.raises(InputError, match=r"002_media.safetensors is incomplete: audio_latents/"):
+        find_samples(root, FOLDERS)
+
+
+def test_a_companion_without_its_clip_is_named(root):
+    (root / "latents/clips/002_media.safetensors").unlink()
+    with pytest.raises(InputError, match=r"incomplete: latents/"):
+        find_samples(root, FOLDERS)
+
+
+def test_masks_are_not_read_where_they_are_not_asked_for(root):
+    shutil.rmtree(root / "masks")
+    folders = {role: role for role in TENSORS if role != "masks"}
+    assert read_sample(find_samples(root, folders)[0]).face_mask is None
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="no preprocessed samples"):
+        find_samples(tmp_path, FOLDERS)
+
+
+@pytest.mark.parametrize(
+    ("role", "tensors", "message"),
+    [
+        ("conditions", {"prompt_embeds": np.zeros(3)}, "no tensor 'video_context'"),
+        ("masks", {"masks": np.zeros((1, 1, 1), np.float32)}, "mask is"),
+    ],
+)
+def test_a_file_with_other_content_is_named(root, role, tensors, message):
+    path = root / role / "clips/001_media.safetensors"
+    save_file(tensors, path)
+    with pytest.raises(InputError, match=rf"{role}/clips/001_media.safetensors: {message}"):
+        make_buckets(find_samples(root, FOLDERS))
+
+
+def test_a_damaged_file_is_named(root):
+    (root / "latents/clips/001_media.safetensors").write_bytes(b"\x00" * 20)
+    with pytest.raises(InputError, match=r"001_media.safetensors: not a readable sample"):
+        make_buckets(find_samples(root, FOLDERS))

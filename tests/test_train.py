@@ -1,0 +1,237 @@
+"""Training on the demo's files: devices, resume, checkpoints, configuration."""
+
+import functools
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import run_module
+from flax import nnx
+from ml_collections import ConfigDict
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from justdubit_jax import cli, data, keys, lora, settings, sharding, train, weights
+from justdubit_jax.errors import InputError
+from justdubit_jax.models.layers import Frozen
+
+REPO = Path(__file__).parents[1]
+
+
+def config(demo: Path, output: Path, *more: str) -> ConfigDict:
+    return cli.parse_config(
+        [
+            "train",
+            *("--config", str(REPO / "configs/demo.py"), f"--config.output_dir={output}"),
+            f"--config.model.model_path={demo / 'assets/ltx-2-tiny.safetensors'}",
+            f"--config.data.preprocessed_data_root={demo / 'dataset/.precomputed'}",
+            *more,
+        ]
+    )
+
+
+def one_step(demo, tmp_path, data_axis: int, fsdp: int, batch_size: int):
+    """Loss terms, first moments and updated adapters after one step on eight samples."""
+    mesh_flags = (f"--config.mesh.data={data_axis}", f"--config.mesh.fsdp={fsdp}")
+    run = settings.read(
+        config(demo, tmp_path, *mesh_flags, f"--config.optimization.batch_size={batch_size}")
+    )
+    mesh = sharding.make_mesh(*run.mesh)
+    source = weights.open_checkpoint(run.model_path)
+    model, _ = train.adapted_model(source.config, run.lora)
+    place = functools.partial(sharding.weight, mesh)
+    model = weights.load(source, keys.TRANSFORMER, model, run.dtype, place)
+    graphdef, shapes, frozen = lora.split(model)
+    for path, variable in weights.parameters(model).items():
+        assert variable.get_value().sharding == place(path, variable.shape), path
+    before = jax.tree.map(np.array, frozen)
+    tx, _ = train.make_optimizer(run, shapes)
+    state = train.first_state(run, shapes, tx, mesh)
+    step = train.make_step(run, graphdef, tx, mesh, "own")
+    buckets = data.make_buckets(data.find_samples(run.data_root, run.folders))
+    bucket, _, batch = next(data.Batches(buckets, batch_size * mesh.size, 0, 0))
+    batch = jax.device_put(batch, sharding.batch(mesh))
+    state, metrics = step(state, frozen, batch, grid=bucket.grid)
+    jax.tree.map(np.testing.assert_array_equal, before, frozen)
+    return jax.tree.map(float, metrics), state.moments[1].mu, state.adapters
+
+
+@pytest.fixture(scope="module")
+def single(demo, tmp_path_factory):
+    return one_step(demo, tmp_path_factory.mktemp("one"), 1, 1, 8)
+
+
+@pytest.mark.parametrize(("data_axis", "fsdp"), [(8, 1), (2, 4)])
+def test_eight_devices_give_the_step_of_one(demo, tmp_path, single, monkeypatch, data_axis, fsdp):
+    monkeypatch.setattr(sharding, "_SMALLEST_SHARDED", 2)  # the toy's weights are all below it
+    metrics, moments, adapters = one_step(demo, tmp_path, data_axis, fsdp, 1)
+    for name, want in single[0].items():
+        assert metrics[name] == pytest.approx(want, rel=1e-5)  # float32 sums in another order
+    # First moments, so gradients: the step itself is their sign, which is noise where they vanish.
+    for path, want in single[1].items():
+        np.testing.assert_allclose(moments[path], want, atol=1e-5 * np.abs(want).max())
+    if fsdp > 1:
+        specs = {str(leaf.sharding.spec) for leaf in adapters.values()}
+        assert any("fsdp" in spec for spec in specs)
+
+
+def test_the_base_is_frozen_by_type(demo, tmp_path):
+    run = settings.read(config(demo, tmp_path))
+    model, matched = train.adapted_model(weights.open_checkpoint(run.model_path).config, run.lora)
+    kinds = {type(v) for _, v in nnx.to_flat_state(nnx.state(model))}
+    assert kinds == {Frozen, nnx.LoRAParam}
+    assert {target: len(names) for target, names in matched.items()} == {
+        "to_k": 18,
+        "to_q": 18,
+        "to_v": 18,
+        "to_out.0": 18,
+        "net.0.proj": 6,
+        "net.2": 6,
+    }
+
+
+SHORT = ("--config.optimization.steps=4", "--config.checkpoints.interval=2")
+
+
+@pytest.fixture(scope="module")
+def finished(demo, tmp_path_factory):
+    """A run of four steps with dropout, saved at two and four."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    train.main(config(demo, output, *SHORT, "--config.lora.dropout=0.1"))
+    return output
+
+
+def export(output: Path, step: int) -> dict[str, np.ndarray]:
+    return load_file(lora.export_path(output, step))
+
+
+def test_continuing_is_bit_equal_to_not_stopping(demo, finished, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    shutil.rmtree(output / "state/4")
+    lora.export_path(output, 4).unlink()
+    train.main(config(demo, output, *SHORT, "--config.lora.dropout=0.1"))
+    want, got = export(finished, 4), export(output, 4)
+    assert want.keys() == got.keys()
+    assert all((want[key] == got[key]).all() for key in want)
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line) for line in lines]
+    losses = [r["loss"] for r in map(json.loads, (finished / "metrics.jsonl").open())]
+    assert [r["step"] for r in steps] == [1, 2, 3, 4]
+    assert [r["loss"] for r in steps] == losses
+
+
+def test_a_finished_run_started_again_does_nothing(demo, finished, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    before = lora.export_path(output, 4).stat().st_mtime_ns
+    train.main(config(demo, output, *SHORT, "--config.lora.dropout=0.1"))
+    assert lora.export_path(output, 4).stat().st_mtime_ns == before
+
+
+def test_a_lora_file_lost_in_a_crash_is_written_again(demo, finished, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    lora.export_path(output, 4).unlink()
+    train.main(config(demo, output, *SHORT, "--config.lora.dropout=0.1"))
+    assert export(output, 4).keys() == export(finished, 4).keys()
+
+
+def test_export_of_an_earlier_step_equals_the_one_made_then(finished, tmp_path):
+    out = tmp_path / "x.safetensors"
+    tool = [sys.executable, "tools/export_lora.py"]
+    command = [*tool, "--run", str(finished), "--step", "2", "--out", str(out)]
+    subprocess.run(command, check=True, cwd=REPO, capture_output=True)
+    want, got = export(finished, 2), load_file(out)
+    assert want.keys() == got.keys() and all((want[key] == got[key]).all() for key in want)
+    with safe_open(out, "numpy") as ours, safe_open(lora.export_path(finished, 2), "numpy") as then:
+        assert ours.metadata() == then.metadata()
+
+
+def test_the_file_says_what_it_was_trained_with(finished):
+    with safe_open(lora.export_path(finished, 4), framework="numpy") as file:
+        metadata = file.metadata()
+        dtypes = {file.get_tensor(k).dtype for k in file.keys()}  # noqa: SIM118
+    assert metadata["cross_timestep"] == "own"
+    assert (metadata["rank"], metadata["alpha"], metadata["step"]) == ("8", "8", "4")
+    assert dtypes == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_starting_from_a_lora_file(demo, finished, tmp_path):
+    flags = (
+        f"--config.model.load_checkpoint={finished / 'checkpoints'}",
+        "--config.optimization.learning_rate=0.0",
+        "--config.optimization.learning_rate_groups=()",
+        "--config.optimization.steps=1",
+        "--config.checkpoints.precision=float32",
+    )
+    train.main(config(demo, tmp_path / "out", *flags))
+    got, want = export(tmp_path / "out", 1), export(finished, 4)
+    assert all((got[key] == want[key].astype(np.float32)).all() for key in want)
+
+
+def test_keep_last_n_counts_steps_and_files_alike(demo, tmp_path):
+    flags = (
+        "--config.optimization.steps=3",
+        "--config.checkpoints.interval=1",
+        "--config.checkpoints.keep_last_n=2",
+    )
+    train.main(config(demo, tmp_path / "out", *flags))
+    files = sorted(p.name for p in (tmp_path / "out/checkpoints").iterdir())
+    assert files == ["lora_weights_step_00002.safetensors", "lora_weights_step_00003.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "out/state").iterdir()) == ["2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("model.model_path=nowhere", "model.model_path: nowhere does not exist"),
+        ("training_strategy.name=text_to_video", "training_strategy.name is 'justdubit'"),
+        ("training_strategy.with_audio=False", "with_audio is True"),
+        ("acceleration.mixed_precision_mode=fp16", "mixed_precision_mode"),
+        ("validation.enable_cross_attention_masking=False", "must be training_strategy's"),
+        ("model.training_mode=full", "training_mode"),
+        ("validation.prompts=('a',)", "not supported yet"),
+        ("acceleration.quantization=int8", "not supported yet"),
+        ("optimization.optimizer_type=adamw8bit", "not supported yet"),
+        ("optimization.scheduler_type=cosine", "not supported yet"),
+        ("optimization.gradient_accumulation_steps=2", "not supported yet"),
+        ("optimization.scheduler_params=(('eta_min', 0.1),)", "unknown 'eta_min'"),
+        ("optimization.learning_rate_groups=(1, 2)", "expected pairs"),
+        ("lora.rank=0", "at least 1"),
+        ("lora.target_modules=('to_x',)", "'to_x' matches no module"),
+        ("mesh.data=3", "mesh.data x mesh.fsdp is 3 x 3"),
+        ("flow_matching.timestep_sampling_mode=other", "expected one of"),
+        ("validation.video_dims=(640, 350, 121)", "multiples of 32"),
+        ("training_strategy.mask_config.mask_dir=nomasks", "nomasks/clips"),
+    ],
+)
+def test_configs_that_are_refused(demo, tmp_path, flag, message):
+    more = ["--config.mesh.fsdp=3"] if "mesh" in flag else []
+    with pytest.raises(InputError, match=re.escape(message)):
+        train.main(config(demo, tmp_path / "out", f"--config.{flag}", *more))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--config", "configs/nowhere.py"),
+        ("--config", "configs/dub.py", "--config.lora.rnk=3"),
+        ("--config", "configs/dub.py", "--config.lora.rank=x"),
+        ("--config", "configs/dub.py", "--steps=3"),
+        ("--config", "configs/dub.py"),
+        (),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(arguments):
+    done = run_module("justdubit_jax.train", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
