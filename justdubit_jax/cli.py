@@ -25,12 +25,22 @@ def run(main: Callable[[ConfigDict], None], argv: Sequence[str] | None = None) -
 
 
 def exiting(command: Callable[[], None]) -> None:
-    """Run a command; an InputError becomes one line on stderr and exit code 2."""
+    """Run a command; what a person can mend becomes one line on stderr and exit code 2.
+
+    That is an InputError, and a file or folder that the system refuses (permissions, full disk).
+    """
     try:
         command()
     except InputError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        reason = str(error)
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    else:
+        return
+    print("error: " + " ".join(reason.split()), file=sys.stderr)
+    sys.exit(2)
 
 
 def parse_config(argv: Sequence[str]) -> ConfigDict:

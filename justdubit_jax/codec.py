@@ -5,6 +5,7 @@ function and the weights leave the device. Shared by preprocessing and sampling.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,10 @@ def load_tokenizer(
         raise InputError(f"{folder}: tokenizer has ids beyond the model's {vocab_size} embeddings")
 
     def run(prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        for prompt, ids in zip(prompts, tokenizer(list(prompts))["input_ids"], strict=True):
+            if len(ids) > PROMPT_TOKENS:
+                count = f"{PROMPT_TOKENS} of {len(ids)} tokens"
+                warnings.warn(f"prompt cut to {count}: {prompt[:60]!r}…", stacklevel=2)
         encoded = tokenizer(
             [prompt.strip() for prompt in prompts],
             padding="max_length",

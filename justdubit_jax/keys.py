@@ -144,6 +144,7 @@ UNUSED = (
 )
 
 
+@functools.cache
 def owners(key: str) -> list[str]:
     """Names of the parts that own a checkpoint key; VAE statistics belong to both halves."""
     if CONNECTORS.path(key):

@@ -5,7 +5,7 @@ and `lora_B.weight` [out, r], with one tensor per block although ours are stacke
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,14 @@ def merge(graphdef: nnx.GraphDef, adapters: Adapters, rest: Any) -> nnx.Module:
         for path, leaf in adapters.items()
     ]
     return nnx.merge(graphdef, nnx.from_flat_state(flat), rest)
+
+
+def seed_all(model: Any, key: jax.Array) -> Callable[[nnx.Module, Any], None]:
+    """Seed a Transformer's dropout outside the blocks; returns its `prepare_block`, for inside."""
+    outside, inside = jax.random.split(key)
+    seed_dropout(model.video, jax.random.fold_in(outside, 0))
+    seed_dropout(model.audio, jax.random.fold_in(outside, 1))
+    return lambda block, index: seed_dropout(block, jax.random.fold_in(inside, index))
 
 
 def seed_dropout(block: nnx.Module, key: jax.Array) -> None:

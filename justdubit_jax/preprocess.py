@@ -283,7 +283,7 @@ def _set_device(name: str | None) -> None:
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The torch trainer's flags."""
     parser = cli.Parser(
-        prog="python -m justdubit_jax.preprocess", description=__doc__.splitlines()[0]
+        prog="python -m justdubit_jax.preprocess", description=str(__doc__).partition("\n")[0]
     )
     add = parser.add_argument
     add("dataset", type=Path, help="data set file: .json, .jsonl or .csv")

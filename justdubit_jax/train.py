@@ -53,7 +53,15 @@ def main(config: ConfigDict) -> None:
     tx, rates = make_optimizer(run, shapes)
     state = first_state(run, shapes, tx, mesh)
     checkpoints = Checkpoints(run.output_dir / "state", run.keep_last_n)
-    batches = Batches(buckets, run.batch_size * mesh.size, run.seed, run.reader_threads)
+    hosts = jax.process_count()
+    batches = Batches(
+        buckets,
+        run.batch_size * mesh.size // hosts,
+        run.seed,
+        run.reader_threads,
+        jax.process_index(),
+        hosts,
+    )
     cross_timestep: CrossTimestep = "other" if run.cross_timestep == "other" else "own"
     export = functools.partial(export_lora, run, cross_timestep)
     if checkpoints.steps:
@@ -68,7 +76,8 @@ def main(config: ConfigDict) -> None:
 
     for step in range(int(state.step) + 1, run.steps + 1):
         bucket, _, batch = next(batches)
-        batch = jax.device_put(batch, sharding.batch(mesh))
+        place = functools.partial(jax.make_array_from_process_local_data, sharding.batch(mesh))
+        batch = jax.tree.map(place, batch)
         state, values = step_fn(state, frozen, batch, grid=bucket.grid)
         metrics.add(step, values)
         due = run.checkpoint_interval and step % run.checkpoint_interval == 0
@@ -149,8 +158,10 @@ def make_step(
         draws = objective.draw(draw_key, batch, run.sampling, run.first_frame_p, grid[0])
 
         def loss(adapters: lora.Adapters) -> Any:
+            model = lora.merge(graphdef, adapters, frozen)
+            seed_block = lora.seed_all(model, dropout_key) if run.lora.dropout else None
             return objective.loss(
-                lora.merge(graphdef, adapters, frozen),
+                model,
                 batch,
                 draws,
                 grid=grid,
@@ -159,11 +170,7 @@ def make_step(
                 dtype=run.dtype,
                 cross_timestep=cross_timestep,
                 remat=run.remat,
-                prepare_block=lambda block, i: (
-                    lora.seed_dropout(block, jax.random.fold_in(dropout_key, i))
-                    if run.lora.dropout
-                    else None
-                ),
+                prepare_block=seed_block,
             )
 
         gradients, metrics = jax.grad(loss, has_aux=True)(state.adapters)

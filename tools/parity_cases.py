@@ -26,18 +26,8 @@ from justdubit_jax import tokens as layout
 from justdubit_jax.errors import InputError
 from justdubit_jax.files import save_safetensors
 from justdubit_jax.models import mel
-from justdubit_jax.models.audio_vae import AudioDecoder, AudioEncoder, AudioVAEConfig
-from justdubit_jax.models.connector import ConnectorConfig, Connectors
-from justdubit_jax.models.gemma import Gemma, GemmaConfig
 from justdubit_jax.models.layers import frequency_grid, rotary_table
 from justdubit_jax.models.transformer import Modality, Transformer, TransformerConfig
-from justdubit_jax.models.video_vae import (
-    VideoDecoder,
-    VideoDecoderConfig,
-    VideoEncoder,
-    VideoEncoderConfig,
-)
-from justdubit_jax.models.vocoder import Vocoder, VocoderConfig
 
 Tensors = dict[str, np.ndarray]
 
@@ -85,8 +75,10 @@ def _read(path: Path, prefix: str) -> Tensors:
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 
 
-def _load[Model: nnx.Module](golden: Golden, part: keys.Part, build: Callable[[], Model]) -> Model:
-    return weights.load(golden.weights, part, nnx.eval_shape(build), jnp.dtype("float32"))
+def _load(golden: Golden, part: keys.Part) -> Any:
+    source = golden.weights
+    model = weights.build(part, source.config, source.shapes)
+    return weights.load(source, part, model, jnp.float32)
 
 
 _apply = nnx.jit(lambda model, *args: model(*args))
@@ -101,10 +93,9 @@ def audio_mel(golden: Golden, wanted: Collection[str]) -> Tensors:
 
 
 def audio_vae(golden: Golden, wanted: Collection[str]) -> Tensors:
-    config = AudioVAEConfig.from_metadata(golden.weights.config)
     mel_config = mel.MelConfig.from_metadata(golden.weights.config)
-    encoder = _load(golden, keys.AUDIO_ENCODER, lambda: AudioEncoder(config))
-    decoder = _load(golden, keys.AUDIO_DECODER, lambda: AudioDecoder(config))
+    encoder = _load(golden, keys.AUDIO_ENCODER)
+    decoder = _load(golden, keys.AUDIO_DECODER)
     found, inputs = {}, golden.inputs
     for name in wanted:
         task, _, what = name.partition(".")
@@ -124,17 +115,14 @@ def _length(name: str) -> int | None:
 
 
 def gemma(golden: Golden, wanted: Collection[str]) -> Tensors:
-    config = GemmaConfig.from_folder_config(golden.weights.config)
-    model = _load(golden, keys.GEMMA, lambda: Gemma(config))
+    model = _load(golden, keys.GEMMA)
     mask = golden.inputs["attention_mask"]
     states = _apply(model, golden.inputs["input_ids"], mask)
     return {f"hidden_states.{i}": state * mask[..., None] for i, state in enumerate(states)}
 
 
 def text(golden: Golden, wanted: Collection[str]) -> Tensors:
-    width = golden.weights.shapes["text_embedding_projection.aggregate_embed.weight"][1]
-    config = ConnectorConfig.from_metadata(golden.weights.config, width)
-    model = _load(golden, keys.CONNECTORS, lambda: Connectors(config))
+    model = _load(golden, keys.CONNECTORS)
     found = {}
     for prompt in sorted({name.rpartition(".")[0] for name in wanted}):
         states = np.moveaxis(golden.inputs[f"{prompt}.hidden_states"], -1, 0)
@@ -146,10 +134,8 @@ def text(golden: Golden, wanted: Collection[str]) -> Tensors:
 
 
 def video_vae(golden: Golden, wanted: Collection[str]) -> Tensors:
-    encoder_config = VideoEncoderConfig.from_metadata(golden.weights.config)
-    decoder_config = VideoDecoderConfig.from_metadata(golden.weights.config)
-    encoder = _load(golden, keys.VIDEO_ENCODER, lambda: VideoEncoder(encoder_config))
-    decoder = _load(golden, keys.VIDEO_DECODER, lambda: VideoDecoder(decoder_config))
+    encoder = _load(golden, keys.VIDEO_ENCODER)
+    decoder = _load(golden, keys.VIDEO_DECODER)
     inputs = golden.inputs
 
     @functools.cache
@@ -177,8 +163,7 @@ def video_vae(golden: Golden, wanted: Collection[str]) -> Tensors:
 
 
 def vocoder(golden: Golden, wanted: Collection[str]) -> Tensors:
-    config = VocoderConfig.from_metadata(golden.weights.config)
-    model = _load(golden, keys.VOCODER, lambda: Vocoder(config))
+    model = _load(golden, keys.VOCODER)
     return {name: _apply(model, golden.inputs[name.replace("waveform", "mel")]) for name in wanted}
 
 
@@ -242,7 +227,8 @@ def _load_transformer(golden: Golden, adapted: bool = False) -> Transformer:
             lora.attach(model, lora.LoRAConfig(rank, alpha, 0.0, targets))
         return model
 
-    return _load(golden, keys.TRANSFORMER, build)
+    model = nnx.eval_shape(build)
+    return weights.load(golden.weights, keys.TRANSFORMER, model, jnp.float32)
 
 
 def _velocities(

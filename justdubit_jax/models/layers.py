@@ -24,7 +24,7 @@ class LoRA(nnx.Module):
     """Low-rank update of one linear layer: scale * B(A(dropout(x))).
 
     `A` is [r, in], `B` is [out, r], float32 masters (with a leading layer axis in stacked blocks).
-    `dropout_key` is set on the fly by the caller of a training step, see lora.seed_dropout.
+    `dropout_key` is set inside a training step, see lora.seed_dropout; without one nothing drops.
     """
 
     def __init__(self, a: Array, b: Array, scale: float, dropout: float):
