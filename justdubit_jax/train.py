@@ -51,7 +51,8 @@ def main(config: ConfigDict) -> None:
     del model
 
     tx, rates = make_optimizer(run, shapes)
-    state = first_state(run, shapes, tx, mesh)
+    place = state_shardings(shapes, tx, mesh)
+    state = first_state(run, shapes, tx, place)
     checkpoints = Checkpoints(run.output_dir / "state", run.keep_last_n)
     hosts = jax.process_count()
     batches = Batches(
@@ -71,14 +72,13 @@ def main(config: ConfigDict) -> None:
         console.print(f"continuing {run.output_dir} from step {newest}")
         if not lora.export_path(run.output_dir, newest).exists():
             export(state.adapters, newest)
-    step_fn = make_step(run, graphdef, tx, mesh, cross_timestep)
+    step_fn = make_step(run, graphdef, tx, mesh, place, cross_timestep)
     metrics = Metrics(run.output_dir / "metrics.jsonl", int(state.step), run, rates, console)
 
     for step in range(int(state.step) + 1, run.steps + 1):
         bucket, _, batch = next(batches)
-        place = functools.partial(jax.make_array_from_process_local_data, sharding.batch(mesh))
-        batch = jax.tree.map(place, batch)
-        state, values = step_fn(state, frozen, batch, grid=bucket.grid)
+        spread = functools.partial(jax.make_array_from_process_local_data, sharding.batch(mesh))
+        state, values = step_fn(state, frozen, jax.tree.map(spread, batch), bucket.grid)
         metrics.add(step, values)
         due = run.checkpoint_interval and step % run.checkpoint_interval == 0
         if due or step == run.steps:
@@ -123,24 +123,32 @@ def make_optimizer(
     return optim.make_optimizer(rates, schedule, run.max_grad_norm), rate_of
 
 
-def first_state(
-    run: Settings, shapes: Mapping[str, Any], tx: optax.GradientTransformation, mesh: Any
+def state_shardings(
+    shapes: Mapping[str, Any], tx: optax.GradientTransformation, mesh: Any
 ) -> State:
-    """Adapters as PEFT starts them, or from `model.load_checkpoint`; born with their shardings."""
+    """Where the adapters, their moments and the step counter live."""
     place = {path: sharding.weight(mesh, path, leaf.shape) for path, leaf in shapes.items()}
-    if run.load_checkpoint is None:
-        key = jax.random.key(run.seed)
-        adapters = jax.jit(lambda k: lora.init(shapes, k), out_shardings=place)(key)
-    else:
-        adapters = jax.device_put(lora.read_file(newest_lora(run.load_checkpoint), shapes), place)
+    everywhere: Any = sharding.replicated(mesh)
 
     def of_moment(path: Any, leaf: Any) -> Any:  # moments are trees of the adapters' paths
-        return place.get(getattr(path[-1], "key", ""), sharding.replicated(mesh))
+        return place.get(getattr(path[-1], "key", ""), everywhere)
 
-    abstract = jax.eval_shape(tx.init, adapters)
-    shardings = jax.tree_util.tree_map_with_path(of_moment, abstract)
-    moments = jax.jit(tx.init, out_shardings=shardings)(adapters)
-    return State(adapters, moments, jax.device_put(jnp.int32(0), sharding.replicated(mesh)))
+    moments = jax.tree_util.tree_map_with_path(of_moment, jax.eval_shape(tx.init, dict(shapes)))
+    return State(place, moments, everywhere)
+
+
+def first_state(
+    run: Settings, shapes: Mapping[str, Any], tx: optax.GradientTransformation, place: State
+) -> State:
+    """Adapters as PEFT starts them, or from `model.load_checkpoint`; born with their shardings."""
+    if run.load_checkpoint is None:
+        start = jax.jit(lambda key: lora.init(shapes, key), out_shardings=place.adapters)
+        adapters = start(jax.random.key(run.seed))
+    else:
+        file = newest_lora(run.load_checkpoint)
+        adapters = jax.device_put(lora.read_file(file, shapes), place.adapters)
+    moments = jax.jit(tx.init, out_shardings=place.moments)(adapters)
+    return State(adapters, moments, jax.device_put(jnp.int32(0), place.step))
 
 
 def make_step(
@@ -148,9 +156,10 @@ def make_step(
     graphdef: Any,
     tx: optax.GradientTransformation,
     mesh: Any,
+    place: State,
     cross_timestep: CrossTimestep,
 ) -> Any:
-    """The jitted step: (state, frozen, batch, grid=...) -> (state, metrics); state is donated."""
+    """The jitted step: (state, frozen, batch, grid) -> (state, metrics); state is donated."""
 
     def step(state: State, frozen: Any, batch: objective.Batch, grid: tuple[int, int, int]) -> Any:
         key = jax.random.fold_in(jax.random.key(run.seed), state.step)
@@ -179,7 +188,14 @@ def make_step(
         adapters: Any = optax.apply_updates(state.adapters, updates)
         return State(adapters, moments, state.step + 1), metrics
 
-    return jax.jit(step, static_argnames="grid", donate_argnums=0)
+    return jax.jit(
+        step,
+        static_argnums=3,
+        donate_argnums=0,
+        # The frozen weights come as they were loaded.
+        in_shardings=(place, None, sharding.batch(mesh)),
+        out_shardings=(place, sharding.replicated(mesh)),
+    )
 
 
 class Metrics:

@@ -53,12 +53,13 @@ def one_step(demo, tmp_path, data_axis: int, fsdp: int, batch_size: int):
         assert variable.get_value().sharding == place(path, variable.shape), path
     before = jax.tree.map(np.array, frozen)
     tx, _ = train.make_optimizer(run, shapes)
-    state = train.first_state(run, shapes, tx, mesh)
-    step = train.make_step(run, graphdef, tx, mesh, "own")
+    shardings = train.state_shardings(shapes, tx, mesh)
+    state = train.first_state(run, shapes, tx, shardings)
+    step = train.make_step(run, graphdef, tx, mesh, shardings, "own")
     buckets = data.make_buckets(data.find_samples(run.data_root, run.folders))
     bucket, _, batch = next(data.Batches(buckets, batch_size * mesh.size, 0, 0))
     batch = jax.device_put(batch, sharding.batch(mesh))
-    state, metrics = step(state, frozen, batch, grid=bucket.grid)
+    state, metrics = step(state, frozen, batch, bucket.grid)
     jax.tree.map(np.testing.assert_array_equal, before, frozen)
     return jax.tree.map(float, metrics), state.moments[1].mu, state.adapters
 
