@@ -23,5 +23,7 @@ def get_config() -> config_dict.ConfigDict:
     c.acceleration.mixed_precision_mode = "no"  # a CPU emulates bfloat16
     c.checkpoints.interval = 20
     c.validation.video_dims = (96, 64, 25)
+    c.validation.inference_steps = 2
+    c.validation.interval = 30
     c.output_dir = "outputs/demo/run"
     return c

@@ -73,6 +73,8 @@ def get_config() -> config_dict.ConfigDict:
     c.acceleration.mixed_precision_mode = "bf16"  # base weights and activations; "no" is float32
     c.acceleration.quantization = config_dict.placeholder(str)
 
+    c.acceleration.load_text_encoder_in_8bit = False  # not needed: it never stands beside training
+
     c.mesh = config_dict.ConfigDict()
     c.mesh.data = -1  # data-parallel devices; -1 takes what fsdp leaves
     c.mesh.fsdp = 1  # devices that share one copy of the weights
@@ -82,7 +84,7 @@ def get_config() -> config_dict.ConfigDict:
     c.data.num_dataloader_workers = 2  # background reader threads; 0 reads in the loop
 
     c.validation = config_dict.ConfigDict()
-    c.validation.prompts = ()  # no prompts, no samples
+    c.validation.prompts = ()  # what to sample every interval; none, no samples
     c.validation.negative_prompt = "worst quality, inconsistent motion, blurry, jittery, distorted"
     c.validation.images = ()  # first frames, one a prompt
     c.validation.reference_videos = ()  # clips to dub, one a prompt
@@ -99,13 +101,28 @@ def get_config() -> config_dict.ConfigDict:
     c.validation.stg_scale = 0.0  # 0 is off
     c.validation.stg_blocks = (29,)
     c.validation.stg_mode = "stg_av"
+    # Samples of the data set kept out of training, whose loss at fixed noise is logged every
+    # interval: the same weights give the same number, so checkpoints can be ranked.
+    c.validation.holdout = 0
     # As in training; a different value is an error, since samples would show another model.
     c.validation.enable_cross_attention_masking = True
 
     c.checkpoints = config_dict.ConfigDict()
     c.checkpoints.interval = 250  # steps between checkpoints; 0 for the last step only
     c.checkpoints.keep_last_n = -1  # -1 keeps all
+    c.checkpoints.keep_best = False  # name the checkpoint of least held-out loss in best.json
     c.checkpoints.precision = "bfloat16"  # of the exported LoRA; or "float32"
+
+    c.wandb = config_dict.ConfigDict()  # Weights & Biases, beside TensorBoard; extra "wandb"
+    c.wandb.enabled = False
+    c.wandb.project = "justdubit"
+    c.wandb.entity = config_dict.placeholder(str)
+    c.wandb.tags = ()
+    c.wandb.log_validation_videos = True
+
+    c.hub = config_dict.ConfigDict()
+    c.hub.push_to_hub = False  # not supported yet
+    c.hub.hub_model_id = config_dict.placeholder(str)
 
     c.flow_matching = config_dict.ConfigDict()
     c.flow_matching.timestep_sampling_mode = "shifted_logit_normal"  # or "uniform"

@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 
 from justdubit_jax import keys, weights
 from justdubit_jax.errors import InputError
-from justdubit_jax.models.audio_vae import AudioDecoder, AudioEncoder
+from justdubit_jax.models.audio_vae import AudioDecoder, AudioEncoder, AudioVAEConfig
 from justdubit_jax.models.mel import MelConfig, log_mel
 from justdubit_jax.models.vocoder import Vocoder
 from justdubit_jax.tiling import Tiling, decode_tiled, encode_tiled
@@ -90,6 +90,17 @@ def audio_encoder(checkpoint: Checkpoint) -> tuple[Callable[[Sound], Latents], i
     mel = MelConfig.from_metadata(checkpoint.config)
     encode = nnx.jit(lambda model, sound: model(log_mel(sound, mel)))
     return lambda sound: np.asarray(encode(model, jnp.asarray(sound)[None])[0]), mel.sample_rate
+
+
+def sample_rate(checkpoint: Checkpoint) -> int:
+    """The sample rate of the sound that the audio encoder takes."""
+    return MelConfig.from_metadata(checkpoint.config).sample_rate
+
+
+def audio_latent_shape(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Channels and frequency bins of an audio latent."""
+    channels = AudioVAEConfig.from_metadata(checkpoint.config).z_channels
+    return channels, MelConfig.from_metadata(checkpoint.config).bins // 4
 
 
 def audio_decoder(checkpoint: Checkpoint) -> tuple[Callable[[Latents], Sound], int]:

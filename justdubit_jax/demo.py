@@ -6,6 +6,8 @@ anew and removes only what the first made.
 """
 
 import contextlib
+import json
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -18,6 +20,7 @@ from justdubit_jax import (
     data,
     demo_assets,
     demo_checkpoint,
+    dub,
     evaluate,
     keys,
     lora,
@@ -42,7 +45,12 @@ _MADE = (
     *(f"dataset/.precomputed/{role}/clips/[0-9]*_media.safetensors" for role in data.TENSORS),
     "run/state/**",
     "run/checkpoints/lora_weights_step_*.safetensors",
-    "run/metrics.jsonl",
+    *(f"run/{name}.jsonl" for name in ("metrics", "validation")),
+    "run/samples/step_*",
+    "run/samples/loss.png",
+    "run/contexts/*.safetensors",
+    "run/tensorboard/events*",
+    "dubbed.mp4",
 )
 
 
@@ -67,30 +75,43 @@ def main(workdir: Path) -> None:
         *("--text-encoder-path", str(gemma), "--with-audio"),
         *("--reference-column", "reference_path", "--mask-column", "mask_path"),
     ]
-    console.print("[bold]2. python -m justdubit_jax.preprocess", *preprocess_arguments)
+    console.print("[bold]2. python -m justdubit_jax.preprocess", shlex.join(preprocess_arguments))
     if failed := preprocess.main(preprocess.parse_arguments(preprocess_arguments)):
         raise SystemExit(f"{failed} samples failed")
 
+    row = json.loads(dataset.read_text())[0]
+    caption, reference = row["caption"], dataset.parent / row["reference_path"]
     train_arguments = [
         *("--config", str(CONFIG), f"--config.model.model_path={checkpoint}"),
         f"--config.model.text_encoder_path={gemma}",
         f"--config.data.preprocessed_data_root={precomputed}",
         f"--config.output_dir={run_dir}",
+        f"--config.validation.prompts={(caption,)}",
+        f"--config.validation.reference_videos={(str(reference),)}",
     ]
-    console.print("[bold]3. python -m justdubit_jax.train", *train_arguments)
+    console.print("[bold]3. python -m justdubit_jax.train", shlex.join(train_arguments))
     config = cli.parse_config(["train", *train_arguments])
     train.main(config)
 
     run = settings.read(config)
-    before, after = losses(run)
     path = lora.export_path(run_dir, run.steps)
+    dub_arguments = [
+        *("--video", str(reference), "--prompt", caption, "--lora", str(path)),
+        *("--model-path", str(checkpoint), "--text-encoder-path", str(gemma)),
+        *("--out", str(workdir / "dubbed.mp4"), "--steps", "2"),
+    ]
+    console.print("[bold]4. python -m justdubit_jax.dub", shlex.join(dub_arguments))
+    dub.main(dub.parse_arguments(dub_arguments))
+
+    before, after = losses(run)
     with weights.safe_open(path, framework="numpy") as file:
         tensors = len(file.keys())
     console.print("[bold]Done[/] in", f"{time.perf_counter() - started:.0f} s")
     console.print(f"  checkpoint    {checkpoint}\n  text encoder  {gemma}")
     console.print(f"  data set      {dataset}: {SAMPLES} pairs; latents in {precomputed}")
     console.print(f"  LoRA          {path}: {tensors} tensors, rank {run.lora.rank}")
-    console.print(f"  run           {run_dir}: state/ to continue from, metrics.jsonl")
+    console.print(f"  run           {run_dir}: state/ to continue from, samples/, metrics.jsonl")
+    console.print(f"  dubbed        {workdir / 'dubbed.mp4'}: the reference clip, with that LoRA")
     console.print(
         f"  loss          {before['loss']:.4f} before, {after['loss']:.4f} after {run.steps} steps "
         f"(mean at sigmas {', '.join(map(str, evaluate.SIGMAS))} with fixed noise)"
@@ -100,14 +121,15 @@ def main(workdir: Path) -> None:
 def losses(run: settings.Settings) -> list[dict[str, float]]:
     """The fixed loss with the untrained and with the trained adapters."""
     source = weights.open_checkpoint(run.model_path)
-    model, _ = train.adapted_model(source.config, run.lora)
+    model, _ = lora.adapted_model(source.config, run.lora)
     model = weights.load(source, keys.TRANSFORMER, model, run.dtype)
     graphdef, shapes, frozen = lora.split(model)
     with contextlib.closing(Checkpoints(run.output_dir / "state")) as checkpoints:
         trained = checkpoints.adapters(run.steps)
     untrained = lora.init(shapes, jax.random.key(run.seed))
     buckets = data.make_buckets(data.find_samples(run.data_root, run.folders))
-    return evaluate.fixed_loss(run, graphdef, frozen, [untrained, trained], buckets, "own")
+    fixed = evaluate.FixedLoss(run, graphdef, "own")
+    return [fixed.mean(adapters, frozen, buckets) for adapters in (untrained, trained)]
 
 
 def remove_made(workdir: Path) -> None:

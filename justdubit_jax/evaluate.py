@@ -1,5 +1,6 @@
 """The loss as a number that can be compared: fixed samples, fixed sigmas, fixed noise."""
 
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,45 +16,51 @@ from justdubit_jax.settings import Settings
 SIGMAS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
-def fixed_loss(
-    run: Settings,
-    graphdef: Any,
-    frozen: Any,
-    adapters: Iterable[lora.Adapters],
-    buckets: Iterable[Bucket],
-    cross_timestep: CrossTimestep,
-) -> list[dict[str, float]]:
-    """Mean loss terms of each set of adapters over all samples at SIGMAS, without gradients.
+class FixedLoss:
+    """Mean loss terms over samples at SIGMAS, without gradients; compiles once a bucket.
 
-    The noise of a sample depends on its name alone, and the first frame is never given, so the
-    same weights give the same numbers on every run.
+    Besides the training's loss_video and loss_audio and their sum, loss_face and loss_background
+    are the plain video errors on either side of the mask's threshold. The noise of a sample
+    depends on its name alone, and the first frame is never given, so the same weights give the
+    same numbers on every run.
     """
 
-    @jax.jit(static_argnames="grid")
-    def losses(adapters: lora.Adapters, frozen: Any, batch: Any, draws: Any, grid: Any) -> Any:
-        model = lora.merge(graphdef, adapters, frozen)
-        return objective.loss(
-            model,
-            batch,
-            draws,
-            grid=grid,
-            mask_loss=run.mask_loss,
-            isolate=run.isolate,
-            dtype=run.dtype,
-            cross_timestep=cross_timestep,
-        )[1]
+    def __init__(self, run: Settings, graphdef: Any, cross_timestep: CrossTimestep):
+        self._run = run
 
-    samples = [(bucket, sample) for bucket in buckets for sample in bucket.samples]
-    means = []
-    for one in adapters:
-        terms = []
-        for bucket, sample in samples:
-            batch = jax.tree.map(lambda x: jnp.asarray(x)[None], data.read_sample(sample))
-            key = jax.random.key(np.frombuffer(sample.name.encode(), np.uint8).sum())
-            for sigma in SIGMAS:
-                draws = objective.draw(key, batch, run.sampling, 0.0, bucket.grid[0])
-                draws = draws._replace(sigma=jnp.full((1,), sigma))
-                terms.append(losses(one, frozen, batch, draws, bucket.grid))
-        stacked = jax.tree.map(lambda *x: float(np.mean(x)), *terms)
-        means.append(stacked)
-    return means
+        @jax.jit(static_argnames="grid")
+        def terms(adapters: Any, frozen: Any, batch: Any, draws: Any, grid: Any) -> Any:
+            error = objective.errors(
+                lora.merge(graphdef, adapters, frozen),
+                batch,
+                draws,
+                grid=grid,
+                isolate=run.isolate,
+                dtype=run.dtype,
+                cross_timestep=cross_timestep,
+            )
+            weight, parts = error.counts, {}
+            if run.mask_loss is not None and batch.face_mask is not None:
+                weight = run.mask_loss.weights(batch.face_mask)
+                face = (batch.face_mask > run.mask_loss.mask_threshold).astype(jnp.float32)
+                parts["loss_face"] = objective.weighted_mean(error.video, face)
+                parts["loss_background"] = objective.weighted_mean(error.video, 1 - face)
+            video, audio = objective.weighted_mean(error.video, weight), error.audio.mean()
+            return {"loss": video + audio, "loss_video": video, "loss_audio": audio} | parts
+
+        self._terms = terms
+
+    def mean(
+        self, adapters: lora.Adapters, frozen: Any, buckets: Iterable[Bucket]
+    ) -> dict[str, float]:
+        """The terms, averaged over all samples of the buckets and all SIGMAS."""
+        found = []
+        for bucket in buckets:
+            for sample in bucket.samples:
+                batch = jax.tree.map(lambda x: jnp.asarray(x)[None], data.read_sample(sample))
+                key = jax.random.key(zlib.crc32(sample.name.encode()))
+                draws = objective.draw(key, batch, self._run.sampling, 0.0, bucket.grid[0])
+                for sigma in SIGMAS:
+                    fixed = draws._replace(sigma=jnp.full((1,), sigma))
+                    found.append(self._terms(adapters, frozen, batch, fixed, bucket.grid))
+        return jax.tree.map(lambda *x: float(np.mean(x)), *found)

@@ -5,6 +5,7 @@ and `lora_B.weight` [out, r], with one tensor per block although ours are stacke
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from justdubit_jax.errors import InputError
 from justdubit_jax.files import save_safetensors
 from justdubit_jax.keys import TRANSFORMER
 from justdubit_jax.models.layers import Linear, LoRA
+from justdubit_jax.models.transformer import Transformer, TransformerConfig
 
 FILE_PREFIX = "diffusion_model."
 _MODEL_PREFIX = "model.diffusion_model."
@@ -67,6 +69,21 @@ def attach(model: nnx.Module, config: LoRAConfig) -> dict[str, list[str]]:
     return matched
 
 
+def adapted_model(
+    config: Mapping[str, Any], adapter: LoRAConfig
+) -> tuple[Transformer, dict[str, list[str]]]:
+    """An abstract transformer with its adapters, and which modules each target matched."""
+    transformer_config = TransformerConfig.from_metadata(dict(config))
+    matched: dict[str, list[str]] = {}
+
+    def build() -> Transformer:
+        model = Transformer(transformer_config)
+        matched.update(attach(model, adapter))
+        return model
+
+    return nnx.eval_shape(build), matched
+
+
 def init(shapes: Mapping[str, Any], key: jax.Array) -> Adapters:
     """PEFT's start: A uniform in ±1/sqrt(in), B zero, so the adapted model equals the base."""
     adapters = {}
@@ -78,6 +95,31 @@ def init(shapes: Mapping[str, Any], key: jax.Array) -> Adapters:
         else:
             adapters[path] = jnp.zeros(leaf.shape, jnp.float32)
     return adapters
+
+
+def config_of(path: Path) -> LoRAConfig:
+    """Rank, alpha and modules of a LoRA file, to `attach` before `read_file`.
+
+    Alpha is the file's metadata's, else the rank. Raises InputError if the file is no LoRA of this
+    kind, or has adapters of several ranks.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a readable LoRA file: {error}") from None
+    suffix = ".lora_A.weight"
+    downs = {key: shape[0] for key, shape in shapes.items() if key.endswith(suffix)}
+    if not downs or not all(key.startswith(FILE_PREFIX) for key in downs):
+        raise InputError(f"{path}: no {FILE_PREFIX}*{suffix}; expected a LoRA in ComfyUI form")
+    ranks = sorted(set(downs.values()))
+    if len(ranks) > 1:
+        raise InputError(f"{path}: adapters of ranks {', '.join(map(str, ranks))}; expected one")
+    modules = {key.removeprefix(FILE_PREFIX).removesuffix(suffix) for key in downs}
+    targets = {re.sub(r"^transformer_blocks\.\d+\.", "", module) for module in modules}
+    alpha = float(metadata.get("alpha", ranks[0]))
+    return LoRAConfig(ranks[0], alpha, 0.0, tuple(sorted(targets)))
 
 
 def names(path: str, shape: Sequence[int]) -> list[str]:

@@ -1,8 +1,8 @@
 """Clips on disk: read and write video and sound as numpy arrays.
 
 A person's file that cannot be used raises InputError, `PATH: reason`. Pictures are taken as they
-are stored: neither rotation metadata nor non-square pixels are applied, as in the reference
-trainer.
+are stored: neither rotation metadata (which `iterate` tells) nor non-square pixels are applied, as
+in the reference trainer.
 """
 
 import contextlib
@@ -10,10 +10,10 @@ import dataclasses
 import itertools
 import re
 import wave
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -30,6 +30,8 @@ from justdubit_jax.errors import InputError
 from justdubit_jax.files import replacing
 
 IMAGES = (".png", ".jpg", ".jpeg")
+
+_MAX_INT = 2**31 - 1  # of either part of FFmpeg's fractions
 
 # Between RGB and YUV: without these swscale takes the nearest chroma sample, is off by two levels,
 # and rounds differently from one CPU to the next.
@@ -81,6 +83,26 @@ def probe(path: str | Path) -> Probe:
         return Probe(frames, fps, stream.height, stream.width, has_audio, seconds)
 
 
+class Picture(NamedTuple):
+    """A frame of a video, RGB, as it is stored."""
+
+    time: Fraction  # seconds after the first frame
+    pixels: UInt8[np.ndarray, "y x 3"]
+    rotation: int  # degrees by which it is to be turned counterclockwise, a multiple of 90
+
+
+def iterate(path: str | Path) -> Generator[Picture]:
+    """The frames of a video of constant or variable rate, in the order of presentation.
+
+    One frame at a time is decoded. Raises InputError for files that are unreadable, damaged or
+    cut off, when it comes to that place.
+    """
+    path = Path(path)
+    with _open(path) as container:
+        stream = _video_stream(path, container)
+        yield from _pictures(path, container, stream, _fps(path, stream))
+
+
 def read_video(path: str | Path, max_frames: int | None = None) -> Clip:
     """The first `max_frames` frames (default: all), in the order of presentation.
 
@@ -92,23 +114,15 @@ def read_video(path: str | Path, max_frames: int | None = None) -> Clip:
         max_frames = 1
     with _open(path) as container:
         stream = _video_stream(path, container)
-        fps, times, frames = _fps(path, stream), [], []
-        for frame in itertools.islice(_decode(path, container, stream), max_frames):
-            frames.append(frame.to_ndarray(format="rgb24", interpolation=_EXACT))
-            times.append(frame.time)
-            if frames[0].shape != frames[-1].shape:
-                raise InputError(f"{path}: the size of the picture changes at frame {len(times)}")
-        if not frames:
-            raise InputError(f"{path}: no frames")
-        if len(frames) != max_frames and None not in times:
-            end = _declared_end(stream) or times[-1] + 1 / fps
-            # One frame of tolerance: some muxers count one more than they write.
-            if len(frames) < (expected := (end - times[0]) * fps) - 1.5:
-                raise InputError(
-                    f"{path}: {len(frames)} frames, but {round(expected)} for its duration at "
-                    f"{float(fps):g} fps: cut off, damaged, or of variable frame rate"
-                )
-    return Clip(np.stack(frames), fps)
+        fps = _fps(path, stream)
+        pictures = list(itertools.islice(_pictures(path, container, stream, fps), max_frames))
+    needed = pictures[-1].time * fps + 1
+    if len(pictures) != max_frames and len(pictures) < needed - 1.5:
+        raise InputError(
+            f"{path}: {len(pictures)} frames, but {round(needed)} for its duration at "
+            f"{float(fps):g} fps: damaged, or of variable frame rate"
+        )
+    return Clip(np.stack([picture.pixels for picture in pictures]), fps)
 
 
 def read_audio(
@@ -139,16 +153,18 @@ def read_audio(
 def write_video(
     path: str | Path,
     frames: UInt8[np.ndarray, "f y x 3"],
-    fps: Fraction | float | int,
+    fps: Fraction | float | int | str,
     audio: Float[np.ndarray, "c n"] | None = None,
     sample_rate: int = 48_000,
 ) -> None:
     """Write an .mp4 (H.264, AAC), whole or not at all; `audio` is mono or stereo in -1..1.
 
-    `fps` is rounded by `exact_fps`. Raises InputError for odd sizes, which 4:2:0 cannot hold, and
-    for what the encoders refuse.
+    `fps` is taken by `exact_fps`. The sound is cut, or padded with silence, to the length of the
+    picture. Raises InputError for odd sizes, which 4:2:0 cannot hold, and for what the encoders
+    refuse.
     """
-    path, (_, height, width, _) = Path(path), frames.shape
+    path, (count, height, width, _) = Path(path), frames.shape
+    fps = exact_fps(fps)
     if height % 2 or width % 2:
         raise InputError(f"{path}: {width}x{height} pixels; an .mp4 needs even sizes")
     with replacing(path) as temporary:
@@ -160,9 +176,10 @@ def write_video(
                 container_options={"movflags": "+faststart"},
             ) as container:
                 # Streams exist before the first packet is muxed, so both are encoded first.
-                packets = _encoded_frames(container, frames, exact_fps(fps))
+                packets = _encoded_frames(container, frames, fps)
                 if audio is not None:
-                    packets += _encoded_sound(container, audio, sample_rate)
+                    sound = _of_length(audio, round(count / fps * sample_rate))
+                    packets += _encoded_sound(container, sound, sample_rate)
                 container.mux(sorted(packets, key=_decoding_time))
         except FFmpegError as error:
             raise InputError(f"{path}: cannot be written: {error.strerror}") from None
@@ -177,16 +194,25 @@ def write_wav(path: str | Path, audio: Float[np.ndarray, "c n"], sample_rate: in
         file.writeframes(np.rint(np.clip(audio, -1, 1) * 32767).astype("<i2").T.tobytes())
 
 
-def exact_fps(fps: Fraction | float | int) -> Fraction:
-    """A frame rate as a fraction: 29.97 is 30000/1001, 12.5 is 25/2."""
-    if isinstance(fps, Fraction | int):
-        return Fraction(fps)
-    fps = float(fps)
-    ntsc = Fraction(round(fps * 1.001) * 1000, 1001)
-    # 23.98 and 23.976 both mean 24000/1001; 24 is 0.024 away from it.
-    if fps != round(fps) and abs(fps - ntsc) < 0.005:
-        return ntsc
-    return Fraction(fps).limit_denominator(1001)
+def exact_fps(fps: Fraction | float | int | str) -> Fraction:
+    """A frame rate as a fraction: 29.97 is 30000/1001, 12.5 is 25/2; as text "24000/1001" too.
+
+    Raises InputError for what is not a rate.
+    """
+    try:
+        exact = Fraction(fps)
+    except (ValueError, OverflowError, ZeroDivisionError):  # not a number, infinite, over zero
+        exact = Fraction(0)
+    if isinstance(fps, float) or (isinstance(fps, str) and "/" not in fps):
+        ntsc = Fraction(round(exact * 1001 / 1000) * 1000, 1001)
+        # 23.98 and 23.976 both mean 24000/1001; 24 is 0.024 away from it.
+        near = exact.denominator != 1 and abs(exact - ntsc) < Fraction(5, 1000)
+        exact = ntsc if near else exact.limit_denominator(1001)
+    if exact <= 0 or max(exact.as_integer_ratio()) > _MAX_INT:
+        raise InputError(
+            f"frame rate {fps}: expected a number above 0, or a fraction such as 24000/1001"
+        )
+    return exact
 
 
 @contextlib.contextmanager
@@ -235,6 +261,45 @@ def _declared_end(stream: VideoStream | AudioStream) -> float | None:
     if match := re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", "")):
         return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
     return None
+
+
+def _pictures(
+    path: Path, container: InputContainer, stream: VideoStream, fps: Fraction
+) -> Iterator[Picture]:
+    origin, time, count, shape, longest = None, Fraction(0), 0, None, 1 / fps
+    for count, frame in enumerate(_decode(path, container, stream), 1):
+        previous, time = time, (count - 1) / fps  # where the file has no stamps
+        if frame.pts is not None:
+            tick = Fraction(frame.time_base.numerator, frame.time_base.denominator)
+            origin = frame.pts * tick if origin is None else origin
+            time = _on_grid(frame.pts * tick - origin, fps, tick)
+        longest = max(longest, time - previous)
+        pixels = frame.to_ndarray(format="rgb24", interpolation=_EXACT)
+        shape = shape or pixels.shape
+        if pixels.shape != shape:
+            raise InputError(f"{path}: the size of the picture changes at frame {count}")
+        yield Picture(time, pixels, round(frame.rotation / 90) * 90)
+    if not count:
+        raise InputError(f"{path}: no frames")
+    # A rate may vary, but no more than a second is taken for that.
+    if longest > 1 and count < time * fps - 0.5:
+        raise InputError(f"{path}: damaged: no frames for {float(longest):.1f} s")
+    end, reached = _declared_end(stream), (origin or 0) + time + 1 / fps
+    # One frame of tolerance and a half: some muxers count one more than they write.
+    if origin is not None and end is not None and reached < end - 1.5 * longest:
+        raise InputError(
+            f"{path}: its video ends at {float(reached):.2f} s instead of {end:.2f} s: "
+            "cut off or damaged"
+        )
+
+
+def _on_grid(time: Fraction, fps: Fraction, resolution: Fraction) -> Fraction:
+    """The time of the frame at a constant rate of which `time` may be the rounded stamp.
+
+    Matroska rounds to milliseconds, and comparisons of such times would come out at random.
+    """
+    exact = round(time * fps) / fps
+    return exact if abs(exact - time) <= resolution else time
 
 
 def _decode(path: Path, container: InputContainer, stream: Any) -> Iterator[Any]:
@@ -330,12 +395,17 @@ def _encoded_frames(
     return packets + stream.encode(None)
 
 
+def _of_length(audio: Float[np.ndarray, "c n"], count: int) -> Float[np.ndarray, "c m"]:
+    missing = max(count - audio.shape[1], 0)
+    return np.pad(audio[:, :count], ((0, 0), (0, missing)))
+
+
 def _encoded_sound(
     container: OutputContainer, audio: Float[np.ndarray, "c n"], rate: int
 ) -> list[Packet]:
     frame = _audio_frame(np.clip(audio, -1, 1), rate)
     stream = container.add_stream("aac", rate=rate, layout=frame.layout.name)
-    stream.bit_rate = 192_000
+    stream.bit_rate = 96_000 * len(audio)
     chunks = av.AudioResampler(format="fltp", rate=rate, frame_size=1024)  # AAC's frame size
     packets = []
     for chunk in (*chunks.resample(frame), *chunks.resample(None)):

@@ -128,18 +128,25 @@ def weighted_mean(error: Float[Array, "b t c"], weight: Float[Array, "b t"]) -> 
     return jnp.where(total > 0, loss, 0)
 
 
-def loss(
+class Errors(NamedTuple):
+    """Squared velocity errors on target tokens; `counts` is 1 where a video token has a loss."""
+
+    video: Float[Array, "b tv c"]
+    audio: Float[Array, "b ta d"]
+    counts: Float[Array, "b tv"]
+
+
+def errors(
     model: Any,
     batch: Batch,
     draws: Draw,
     *,
     grid: tuple[int, int, int],
-    mask_loss: MaskLoss | None,
     isolate: bool,
     dtype: Any,
     **model_options: Any,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Mean velocity error of video plus audio targets, float32, and its terms.
+) -> Errors:
+    """Run the model on a noised batch.
 
     `grid` is the target's latent (frames, rows, columns). `isolate` keeps reference tokens out of
     the attention between the modalities. The model runs in `dtype`; latents and noise come, and
@@ -160,10 +167,22 @@ def loss(
             strict=True,
         )
     )
-    weight = (jnp.arange(video_error.shape[1]) >= first[:, None]).astype(jnp.float32)
+    counts = (jnp.arange(video_error.shape[1]) >= first[:, None]).astype(jnp.float32)
+    return Errors(video_error, audio_error, counts)
+
+
+def loss(
+    model: Any, batch: Batch, draws: Draw, *, mask_loss: MaskLoss | None, **options: Any
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Mean velocity error of video plus audio targets, float32, and its terms.
+
+    The face mask weighs the video's where there is one. `options` are those of `errors`.
+    """
+    error = errors(model, batch, draws, **options)
+    weight = error.counts
     if mask_loss is not None and batch.face_mask is not None:
         weight = weight * mask_loss.weights(batch.face_mask)
-    video_loss = weighted_mean(video_error, weight)
-    audio_loss = audio_error.mean()
+    video_loss = weighted_mean(error.video, weight)
+    audio_loss = error.audio.mean()
     total = video_loss + audio_loss
     return total, {"loss": total, "loss_video": video_loss, "loss_audio": audio_loss}

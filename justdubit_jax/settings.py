@@ -6,6 +6,7 @@ loaded or written.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,36 @@ import jax.numpy as jnp
 
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import LoRAConfig
+from justdubit_jax.media import exact_fps
 from justdubit_jax.objective import MaskLoss, SigmaSampling
 from justdubit_jax.tokens import FRAMES_PER_LATENT, PIXELS_PER_LATENT
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """Samples and held-out losses while training. Files exist; lists are as long as the prompts."""
+
+    prompts: tuple[str, ...]
+    negative_prompt: str
+    images: tuple[Path, ...]
+    reference_videos: tuple[Path, ...]
+    videos_per_prompt: int
+    include_reference: bool
+    width: int
+    height: int
+    frames: int
+    frame_rate: Fraction
+    seed: int
+    steps: int
+    interval: int  # 0: none
+    guidance_scale: float
+    with_sound: bool
+    skip_initial: bool
+    stg_scale: float
+    stg_blocks: tuple[int, ...]
+    stg_mode: str
+    holdout: int
+    text_encoder_path: Path | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +74,9 @@ class Settings:
     keep_last_n: int
     export_dtype: Any
     seed: int
+    keep_best: bool
+    wandb: Mapping[str, Any] | None  # project, entity, tags, log_validation_videos
+    validation: Validation
     output_dir: Path
 
 
@@ -115,6 +147,16 @@ def read(config: Any) -> Settings:
             _one_of(config.checkpoints, "checkpoints.precision", ("bfloat16", "float32"))
         ),
         seed=config.seed,
+        keep_best=config.checkpoints.keep_best,
+        wandb={
+            "project": config.wandb.project,
+            "entity": config.wandb.entity,
+            "tags": tuple(config.wandb.tags),
+            "log_validation_videos": config.wandb.log_validation_videos,
+        }
+        if config.wandb.enabled
+        else None,
+        validation=_validation(config),
         output_dir=Path(config.output_dir).expanduser(),
     )
     return settings
@@ -146,8 +188,13 @@ def _refuse(config: Any) -> None:
     for key, (wrong, expected) in never.items():
         if wrong:
             raise InputError(f"config: {key} {expected}")
+    if config.acceleration.load_text_encoder_in_8bit:
+        raise InputError(
+            "config: acceleration.load_text_encoder_in_8bit is not needed: the text encoder is "
+            "gone before the transformer is loaded"
+        )
     not_yet = {
-        "validation.prompts (samples while training)": bool(validation.prompts),
+        "hub.push_to_hub": config.hub.push_to_hub,
         "acceleration.quantization": config.acceleration.quantization is not None,
         f"optimization.optimizer_type={optimization.optimizer_type!r} (only 'adamw')": (
             optimization.optimizer_type != "adamw"
@@ -162,12 +209,54 @@ def _refuse(config: Any) -> None:
     for what, asked in not_yet.items():
         if asked:
             raise InputError(f"config: {what} is not supported yet")
-    width, height, frames = validation.video_dims
+
+
+def _validation(config: Any) -> Validation:
+    v = config.validation
+    width, height, frames = v.video_dims
     if width % PIXELS_PER_LATENT or height % PIXELS_PER_LATENT or frames % FRAMES_PER_LATENT != 1:
         raise InputError(
             f"config: validation.video_dims {width}x{height}x{frames}: width and height must be "
             "multiples of 32 and frames 8k+1"
         )
+    for key, values in (("images", v.images), ("reference_videos", v.reference_videos)):
+        if values and len(values) != len(v.prompts):
+            raise InputError(
+                f"config: validation.{key} has {len(values)} entries, validation.prompts "
+                f"{len(v.prompts)}; expected one a prompt"
+            )
+    for prompt in v.prompts:
+        if not prompt.strip():
+            raise InputError("config: validation.prompts has an empty prompt")
+    if config.checkpoints.keep_best and not v.holdout:
+        raise InputError("config: checkpoints.keep_best needs validation.holdout above 0")
+    return Validation(
+        prompts=tuple(v.prompts),
+        negative_prompt=v.negative_prompt,
+        images=tuple(_existing(path, "validation.images") for path in v.images),
+        reference_videos=tuple(
+            _existing(path, "validation.reference_videos") for path in v.reference_videos
+        ),
+        videos_per_prompt=_at_least(1, v.videos_per_prompt, "validation.videos_per_prompt"),
+        include_reference=v.include_reference_in_output,
+        width=width,
+        height=height,
+        frames=frames,
+        frame_rate=exact_fps(v.frame_rate),
+        seed=v.seed,
+        steps=_at_least(1, v.inference_steps, "validation.inference_steps"),
+        interval=_at_least(0, v.interval, "validation.interval"),
+        guidance_scale=_at_least(1, v.guidance_scale, "validation.guidance_scale"),
+        with_sound=v.generate_audio,
+        skip_initial=v.skip_initial_validation,
+        stg_scale=_at_least(0, v.stg_scale, "validation.stg_scale"),
+        stg_blocks=tuple(v.stg_blocks),
+        stg_mode=_one_of(v, "validation.stg_mode", ("stg_av", "stg_v")),
+        holdout=_at_least(0, v.holdout, "validation.holdout"),
+        text_encoder_path=_existing(config.model.text_encoder_path, "model.text_encoder_path")
+        if v.prompts and v.interval
+        else None,
+    )
 
 
 def _sampling(flow: Any) -> SigmaSampling:

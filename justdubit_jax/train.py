@@ -5,9 +5,7 @@ with the same output_dir, training continues from the newest step.
 """
 
 import functools
-import json
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from justdubit_jax import cli, keys, lora, objective, optim, settings, sharding, weights
+from justdubit_jax import (
+    cli,
+    keys,
+    lora,
+    objective,
+    optim,
+    report,
+    settings,
+    sharding,
+    validate,
+    weights,
+)
 from justdubit_jax.checkpoint import Checkpoints, State
 from justdubit_jax.data import Batches, find_samples, make_buckets
 from justdubit_jax.errors import InputError
-from justdubit_jax.files import replacing
-from justdubit_jax.models.transformer import CrossTimestep, Transformer, TransformerConfig
+from justdubit_jax.metrics import Metrics, open_logs
+from justdubit_jax.models.transformer import CrossTimestep
 from justdubit_jax.settings import Settings
 
 # PEFT's name of a parameter, which learning-rate patterns are searched in.
@@ -36,18 +44,24 @@ def main(config: ConfigDict) -> None:
     run = settings.read(config)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     mesh = sharding.make_mesh(*run.mesh)
-    buckets = make_buckets(find_samples(run.data_root, run.folders))
+    samples = find_samples(run.data_root, run.folders)
+    samples, held_out = validate.split_holdout(samples, run.validation.holdout, run.seed)
+    if not samples:
+        raise InputError("config: validation.holdout leaves no sample to train on")
+    buckets = make_buckets(samples)
 
     source = weights.open_checkpoint(run.model_path)
-    model, targets = adapted_model(source.config, run.lora)
+    model, targets = lora.adapted_model(source.config, run.lora)
     idle = [name for name in keys.PARTS if name != keys.TRANSFORMER.name]
     console.print(f"{run.model_path}: transformer; not needed to train: {', '.join(idle)}")
     for target, names in targets.items():
         console.print(f"LoRA {target}: {len(names)} modules")
+    prepared = validate.prepare(run, source)  # before the transformer takes the memory
     model = weights.load(
         source, keys.TRANSFORMER, model, run.dtype, functools.partial(sharding.weight, mesh)
     )
     graphdef, shapes, frozen = lora.split(model)
+    transformer_config = model.config
     del model
 
     tx, rates = make_optimizer(run, shapes)
@@ -72,40 +86,48 @@ def main(config: ConfigDict) -> None:
         console.print(f"continuing {run.output_dir} from step {newest}")
         if not lora.export_path(run.output_dir, newest).exists():
             export(state.adapters, newest)
+    first_step = int(state.step)
     step_fn = make_step(run, graphdef, tx, mesh, place, cross_timestep)
-    metrics = Metrics(run.output_dir / "metrics.jsonl", int(state.step), run, rates, console)
+    logs = open_logs(run, first_step, str(config))
+    with report.Display(console, run.steps) as display:
+        metrics = Metrics(run, first_step, rates, display, logs)
+        sampler = validate.Sampler(
+            run, source, graphdef, transformer_config, prepared, cross_timestep, display, logs
+        )
+        holdout = validate.Holdout(run, graphdef, make_buckets(held_out), cross_timestep, logs)
 
-    for step in range(int(state.step) + 1, run.steps + 1):
-        bucket, _, batch = next(batches)
-        spread = functools.partial(jax.make_array_from_process_local_data, sharding.batch(mesh))
-        state, values = step_fn(state, frozen, jax.tree.map(spread, batch), bucket.grid)
-        metrics.add(step, values)
-        due = run.checkpoint_interval and step % run.checkpoint_interval == 0
-        if due or step == run.steps:
-            checkpoints.save(
-                state, {"data": batches.state, "lora": lora_record(run, cross_timestep)}
-            )
-            export(state.adapters, step)
-            checkpoints.wait()
-            remove_old_exports(run.output_dir, run.keep_last_n)
-    metrics.flush()
+        def look(step: int) -> None:
+            """Samples and held-out loss; they draw from their own keys and change nothing."""
+            with metrics.pause():
+                if prepared:
+                    sampler.write(step, state.adapters, frozen)
+                    metrics.curve()
+                if held_out:
+                    loss = holdout.measure(step, state.adapters, frozen)["loss"]
+                    display.log(f"step {step}/{run.steps}  held-out loss {loss:.4f}")
+
+        if run.validation.interval and not run.validation.skip_initial and first_step == 0:
+            look(0)
+        for step in range(first_step + 1, run.steps + 1):
+            bucket, _, batch = next(batches)
+            spread = functools.partial(jax.make_array_from_process_local_data, sharding.batch(mesh))
+            state, values = step_fn(state, frozen, jax.tree.map(spread, batch), bucket.grid)
+            metrics.add(step, values)
+            due = run.checkpoint_interval and step % run.checkpoint_interval == 0
+            if due or step == run.steps:
+                record = {"data": batches.state, "lora": lora_record(run, cross_timestep)}
+                checkpoints.save(state, record)
+                export(state.adapters, step)
+                checkpoints.wait()
+                if run.keep_best:
+                    file = lora.export_path(run.output_dir, step)
+                    holdout.name_best(holdout.measure(step, state.adapters, frozen), file)
+                remove_old_exports(run.output_dir, run.keep_last_n)
+            if run.validation.interval and step % run.validation.interval == 0:
+                look(step)
+        metrics.close()
     checkpoints.close()
     console.print(f"done: {lora.export_path(run.output_dir, int(state.step))}")
-
-
-def adapted_model(
-    config: Mapping[str, Any], lora_config: lora.LoRAConfig
-) -> tuple[Transformer, dict[str, list[str]]]:
-    """An abstract transformer with its adapters, and which modules each target matched."""
-    transformer_config = TransformerConfig.from_metadata(dict(config))
-    matched: dict[str, list[str]] = {}
-
-    def build() -> Transformer:
-        model = Transformer(transformer_config)
-        matched.update(lora.attach(model, lora_config))
-        return model
-
-    return nnx.eval_shape(build), matched
 
 
 def make_optimizer(
@@ -198,54 +220,6 @@ def make_step(
     )
 
 
-class Metrics:
-    """One JSON line a step, and a progress line.
-
-    Values of step n are read when step n + 1 is under way, so the host never waits for the
-    device. Lines beyond the step that a run continues from are dropped.
-    """
-
-    def __init__(self, path: Path, step: int, run: Settings, rates: Any, console: Console):
-        self._run, self._rates, self._console = run, rates, console
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-        with replacing(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-        self._file = path.open("a")
-        self._pending: tuple[int, Any] | None = None
-        self._clock = time.perf_counter()
-
-    def add(self, step: int, values: Any) -> None:
-        self.flush()
-        self._pending = step, values
-
-    def flush(self) -> None:
-        """Write the step that is waiting, if any."""
-        if self._pending is None:
-            return
-        step, values = self._pending
-        self._pending = None
-        names = ("loss", "loss_video", "loss_audio", "grad_norm")
-        record: dict[str, Any] = {"step": step, **{name: float(values[name]) for name in names}}
-        now = time.perf_counter()
-        record["seconds"], self._clock = now - self._clock, now
-        record["learning_rate"] = {k: float(rate(step - 1)) for k, rate in self._rates.items()}
-        print(json.dumps(record), file=self._file, flush=True)
-        left = (self._run.steps - step) * record["seconds"]
-        line = (
-            f"step {step}/{self._run.steps}  loss {record['loss']:.4f} "
-            f"(video {record['loss_video']:.4f}, audio {record['loss_audio']:.4f})  "
-            f"lr {record['learning_rate']['default']:.2e}  {record['seconds']:.2f} s/step  "
-            f"{int(left // 3600)}:{int(left % 3600 // 60):02}:{int(left % 60):02} left"
-        )
-        end = "\r" if self._console.is_terminal and step < self._run.steps else "\n"
-        self._console.print(line, end=end)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    if path.exists():
-        yield from path.read_text().splitlines()
-
-
 def lora_record(run: Settings, cross_timestep: CrossTimestep) -> dict[str, str]:
     """What a LoRA file says of itself in its metadata; strings, as safetensors wants them."""
     return {
@@ -265,10 +239,12 @@ def export_lora(
 
 
 def remove_old_exports(output_dir: Path, keep_last_n: int) -> None:
-    """Keep the newest LoRA files, as many as Orbax keeps steps."""
+    """Keep the newest LoRA files, as many as Orbax keeps steps, and the best one."""
     files = sorted((output_dir / "checkpoints").glob("lora_weights_step_*.safetensors"))
+    best = validate.best_file(output_dir)
     for path in files[:-keep_last_n] if keep_last_n > 0 else []:
-        path.unlink()
+        if path.name != best:
+            path.unlink()
 
 
 def newest_lora(path: Path) -> Path:

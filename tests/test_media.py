@@ -131,6 +131,12 @@ def test_colours_survive(tmp_path, color):
         (59.94, Fraction(60000, 1001)),
         (12.5, Fraction(25, 2)),
         (Fraction(2997, 100), Fraction(2997, 100)),
+        ("23.976", Fraction(24000, 1001)),
+        ("24000/1001", Fraction(24000, 1001)),
+        ("29.97", Fraction(30000, 1001)),
+        ("2997/100", Fraction(2997, 100)),
+        ("25", Fraction(25)),
+        ("12.5", Fraction(25, 2)),
     ],
 )
 def test_exact_fps(tmp_path, given, exact):
@@ -138,6 +144,67 @@ def test_exact_fps(tmp_path, given, exact):
     media.write_video(tmp_path / "a.mp4", moving_bars(3, 32, 32), given)
     clip = media.read_video(tmp_path / "a.mp4")
     assert (clip.fps, len(clip.frames)) == (exact, 3)
+
+
+@pytest.mark.parametrize(
+    "given", [0, -25, 0.0, 1e-9, float("nan"), float("inf"), "", "fast", "25/0", "-24/1", 2**31]
+)
+def test_what_is_no_rate_is_refused(given):
+    with pytest.raises(InputError, match=r"frame rate .*: expected a number above 0"):
+        media.exact_fps(given)
+
+
+@pytest.mark.parametrize("rate", [24_000, 48_000])
+def test_sound_and_picture_stay_together(tmp_path, rate):
+    """A white frame and a click at the same instants of 20 s at 29.97 frames per second."""
+    path, fps = tmp_path / "a.mp4", Fraction(30000, 1001)
+    flashes = [29, 151, 301, 449, 571]  # at about 1, 5, 10, 15 and 19 s
+    frames = np.full((600, 32, 32, 3), 40, np.uint8)
+    frames[flashes] = 255
+    sound = np.zeros((2, 20 * rate), np.float32)
+    sound[:, [round(k / fps * rate) for k in flashes]] = 0.9
+    media.write_video(path, frames, "29.97", sound, rate)
+
+    with av.open(str(path)) as container:
+        video, audio = container.streams.video[0], container.streams.audio[0]
+        assert (video.codec_context.name, audio.codec_context.name) == ("h264", "aac")
+        assert (video.average_rate, video.frames, audio.rate) == (fps, 600, rate)
+        lengths = [float(s.duration * s.time_base) for s in (video, audio)]
+        # Exact up to the sound's last sample; an audio frame has 1024.
+        assert np.abs(np.subtract(lengths, float(600 / fps))).max() < 1.1 / rate
+        seen = {float(f.time): f.to_ndarray(format="gray").mean() for f in container.decode(video)}
+        container.seek(0)
+        heard = {}
+        for frame in container.decode(audio):
+            for index, sample in enumerate(np.abs(frame.to_ndarray()).max(0)):
+                heard[frame.time + index / rate] = sample
+    seconds = np.array([time for time, level in seen.items() if level > 200])
+    times, levels = np.array([*heard]), np.array([*heard.values()])
+    near = np.abs(times - seconds[:, None]) < 0.25
+    clicks = times[np.where(near, levels, 0).argmax(1)]
+    offsets = np.subtract(clicks, seconds)
+    assert len(offsets) == len(flashes)
+    # A click lies on a sample, half a sample from the flash at most; the limit is 1 ms.
+    assert np.abs(offsets).max() < 0.6 / rate and np.ptp(offsets) < 1.1 / rate
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.3, 3])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_sound_gets_the_length_of_the_picture(tmp_path, seconds, channels):
+    path, fps = tmp_path / "a.mp4", Fraction(24000, 1001)
+    sound = np.random.default_rng(0).normal(0, 0.1, (channels, round(seconds * 24_000)))
+    media.write_video(path, moving_bars(25), fps, sound.astype(np.float32), 24_000)
+    with av.open(str(path)) as container:
+        assert sum(f.samples for f in container.decode(audio=0)) == round(25 / fps * 24_000)
+    got = media.read_audio(path, 24_000, 25 / fps)
+    silent = round(seconds * 24_000) + 2048  # the length of AAC's windows
+    assert np.abs(got[:, silent:]).max(initial=0) < 1e-3
+
+
+def test_iterate_is_read_video_frame_by_frame(written):
+    clip, pictures = media.read_video(written), list(media.iterate(written))
+    assert [picture.time for picture in pictures] == [k / clip.fps for k in range(25)]
+    np.testing.assert_array_equal([picture.pixels for picture in pictures], clip.frames)
 
 
 @pytest.mark.parametrize(
@@ -298,6 +365,7 @@ def test_files_cut_off_are_refused(tmp_path, noisy, kept):
     path = tmp_path / noisy.name
     path.write_bytes(data[: int(kept * len(data))])
     refusal(path)
+    refusal(path, lambda path: list(media.iterate(path)))
     refusal(path, read_sound)
     assert len(media.read_video(path, max_frames=5).frames) == 5  # what is there can be had
 

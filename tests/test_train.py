@@ -45,7 +45,7 @@ def one_step(demo, tmp_path, data_axis: int, fsdp: int, batch_size: int):
     )
     mesh = sharding.make_mesh(*run.mesh)
     source = weights.open_checkpoint(run.model_path)
-    model, _ = train.adapted_model(source.config, run.lora)
+    model, _ = lora.adapted_model(source.config, run.lora)
     place = functools.partial(sharding.weight, mesh)
     model = weights.load(source, keys.TRANSFORMER, model, run.dtype, place)
     graphdef, shapes, frozen = lora.split(model)
@@ -85,7 +85,7 @@ def test_eight_devices_give_the_step_of_one(demo, tmp_path, single, monkeypatch,
 
 def test_the_base_is_frozen_by_type(demo, tmp_path):
     run = settings.read(config(demo, tmp_path))
-    model, matched = train.adapted_model(weights.open_checkpoint(run.model_path).config, run.lora)
+    model, matched = lora.adapted_model(weights.open_checkpoint(run.model_path).config, run.lora)
     kinds = {type(v) for _, v in nnx.to_flat_state(nnx.state(model))}
     assert kinds == {Frozen, nnx.LoRAParam}
     assert {target: len(names) for target, names in matched.items()} == {

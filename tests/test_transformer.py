@@ -12,6 +12,7 @@ from justdubit_jax.errors import InputError
 from justdubit_jax.models.layers import Attention
 from justdubit_jax.models.transformer import (
     Modality,
+    Skip,
     Transformer,
     TransformerConfig,
     cross_attention,
@@ -78,6 +79,44 @@ def test_remat_changes_nothing():
     plain = run(model(), *inputs(), cross_timestep="own")
     remat = run(model(), *inputs(), cross_timestep="own", remat=True)
     jax.tree.map(np.testing.assert_array_equal, plain, remat)
+
+
+def skip(**which) -> Skip:
+    """Flags [layers, samples], of which those named are set."""
+    none = jnp.zeros((model().config.layers, 2), bool)
+    return Skip(
+        *(none.at[which[name]].set(True) if name in which else none for name in Skip._fields)
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "which"),
+    [
+        ("stg", {"video_self": (1, 0), "audio_self": (1, 0)}),  # block 1 of sample 0
+        ("isolated", {"audio_to_video": ..., "video_to_audio": ...}),
+    ],
+)
+def test_skipped_attention_equals_the_reference(case, which):
+    tensors, _ = load_golden("transformer_19b")
+    video, audio = run(model(), *inputs(), cross_timestep="other", skip=skip(**which))
+    assert error(video, tensors[f"expect.{case}.video_velocity"]) < LIMIT
+    assert error(audio, tensors[f"expect.{case}.audio_velocity"]) < LIMIT
+
+
+def test_training_has_no_flags_to_skip_by():
+    """Without `skip` the scan over the blocks takes no flags, and nothing is selected by them."""
+
+    def equations(**options):
+        call = functools.partial(model(), cross_timestep="own", **options)
+        scans = [e for e in jax.make_jaxpr(call)(*inputs()).eqns if e.primitive.name == "scan"]
+        return [e.primitive.name for e in scans[0].params["jaxpr"].eqns], scans[0].invars
+
+    (plain, inputs_of_plain), (flagged, inputs_of_flagged) = equations(), equations(skip=skip())
+    assert len(inputs_of_plain) == len(inputs_of_flagged) - len(Skip._fields)
+    assert plain == equations(skip=None)[0] and len(plain) < len(flagged)
+    want = run(model(), *inputs(), cross_timestep="own")
+    got = run(model(), *inputs(), cross_timestep="own", skip=skip())
+    jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_isolated_tokens_take_no_part_in_the_attention_between_modalities():

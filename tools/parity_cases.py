@@ -5,9 +5,7 @@ returns at least those that it can make, computed with the project's own loader,
 functions. Sizes and settings come from the file; none is written here.
 """
 
-import dataclasses
 import functools
-import json
 import re
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,67 +17,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from safetensors import SafetensorError, safe_open
+from parity_golden import (
+    Golden,
+    Tensors,
+    context_len,
+    lengths,
+    load,
+    load_transformer,
+    modality,
+    read,
+    references,
+)
+from parity_sampling import denoising, schedule_and_steps, skip_of
 
-from justdubit_jax import keys, lora, objective, optim, weights
+from justdubit_jax import keys, lora, objective, optim
 from justdubit_jax import tokens as layout
 from justdubit_jax.errors import InputError
 from justdubit_jax.files import save_safetensors
 from justdubit_jax.models import mel
 from justdubit_jax.models.layers import frequency_grid, rotary_table
-from justdubit_jax.models.transformer import Modality, Transformer, TransformerConfig
-
-Tensors = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Golden:
-    """A golden file: its settings, and what is expected. Inputs and weights are read when used."""
-
-    path: Path
-    meta: Mapping[str, Any]
-    expect: Tensors
-
-    @classmethod
-    def read(cls, path: Path) -> "Golden":
-        """Raises InputError if the file is not readable."""
-        try:
-            with safe_open(path, framework="numpy") as file:
-                meta = json.loads((file.metadata() or {}).get("meta", "{}"))
-            return cls(path, meta, _read(path, "expect."))
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise InputError(f"not a readable golden file: {error}") from None
-
-    @functools.cached_property
-    def inputs(self) -> dict[str, Any]:
-        """Its own inputs, over those of `meta.inputs_file`."""
-        return {**_read(self.beside("inputs_file"), "input."), **_read(self.path, "input.")}
-
-    @functools.cached_property
-    def weights(self) -> weights.SafetensorsCheckpoint:
-        """The checkpoint `meta.weights_file`, else the file itself."""
-        return weights.open_safetensors([self.beside("weights_file")])
-
-    def beside(self, key: str) -> Path:
-        """The file that a key of `meta` names (a remark may follow the name), else this one."""
-        path = self.path.with_name(self.meta.get(key, self.path.name).split()[0])
-        if not path.is_file():
-            raise InputError(f"meta.{key}: {path}: no such file")
-        return path
-
-
-def _read(path: Path, prefix: str) -> Tensors:
-    """The tensors of a file whose names start with `prefix`, without it."""
-    with safe_open(path, framework="numpy") as file:
-        names = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
-        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
-
-
-def _load(golden: Golden, part: keys.Part) -> Any:
-    source = golden.weights
-    model = weights.build(part, source.config, source.shapes)
-    return weights.load(source, part, model, jnp.float32)
-
+from justdubit_jax.models.transformer import Modality, Transformer
 
 _apply = nnx.jit(lambda model, *args: model(*args))
 _log_mel = jax.jit(mel.log_mel, static_argnums=1)
@@ -94,8 +51,8 @@ def audio_mel(golden: Golden, wanted: Collection[str]) -> Tensors:
 
 def audio_vae(golden: Golden, wanted: Collection[str]) -> Tensors:
     mel_config = mel.MelConfig.from_metadata(golden.weights.config)
-    encoder = _load(golden, keys.AUDIO_ENCODER)
-    decoder = _load(golden, keys.AUDIO_DECODER)
+    encoder = load(golden, keys.AUDIO_ENCODER)
+    decoder = load(golden, keys.AUDIO_DECODER)
     found, inputs = {}, golden.inputs
     for name in wanted:
         task, _, what = name.partition(".")
@@ -115,14 +72,14 @@ def _length(name: str) -> int | None:
 
 
 def gemma(golden: Golden, wanted: Collection[str]) -> Tensors:
-    model = _load(golden, keys.GEMMA)
+    model = load(golden, keys.GEMMA)
     mask = golden.inputs["attention_mask"]
     states = _apply(model, golden.inputs["input_ids"], mask)
     return {f"hidden_states.{i}": state * mask[..., None] for i, state in enumerate(states)}
 
 
 def text(golden: Golden, wanted: Collection[str]) -> Tensors:
-    model = _load(golden, keys.CONNECTORS)
+    model = load(golden, keys.CONNECTORS)
     found = {}
     for prompt in sorted({name.rpartition(".")[0] for name in wanted}):
         states = np.moveaxis(golden.inputs[f"{prompt}.hidden_states"], -1, 0)
@@ -134,8 +91,8 @@ def text(golden: Golden, wanted: Collection[str]) -> Tensors:
 
 
 def video_vae(golden: Golden, wanted: Collection[str]) -> Tensors:
-    encoder = _load(golden, keys.VIDEO_ENCODER)
-    decoder = _load(golden, keys.VIDEO_DECODER)
+    encoder = load(golden, keys.VIDEO_ENCODER)
+    decoder = load(golden, keys.VIDEO_DECODER)
     inputs = golden.inputs
 
     @functools.cache
@@ -163,7 +120,7 @@ def video_vae(golden: Golden, wanted: Collection[str]) -> Tensors:
 
 
 def vocoder(golden: Golden, wanted: Collection[str]) -> Tensors:
-    model = _load(golden, keys.VOCODER)
+    model = load(golden, keys.VOCODER)
     return {name: _apply(model, golden.inputs[name.replace("waveform", "mel")]) for name in wanted}
 
 
@@ -198,37 +155,22 @@ def tokens(golden: Golden, wanted: Collection[str]) -> Tensors:
             width, max_pos = 2 * heads * half, (20.0, 2048.0, 2048.0)
             table = _rotary(middle, max_pos, frequency_grid(10000.0, 3, width), width, heads)
             found[name] = table[name.endswith(".sin")].swapaxes(1, 2)
+    found |= schedule_and_steps(golden, wanted)
     return {name: np.asarray(value) for name, value in found.items()}
 
 
 def transformer(golden: Golden, wanted: Collection[str]) -> Tensors:
-    return _velocities(golden, wanted, _load_transformer(golden))
+    return _velocities(golden, wanted, load_transformer(golden))
 
 
 def cross_mask(golden: Golden, wanted: Collection[str]) -> Tensors:
-    return _velocities(golden, wanted, _load_transformer(golden), isolate=True)
+    return _velocities(golden, wanted, load_transformer(golden), isolate=True)
 
 
 def lora_forward(golden: Golden, wanted: Collection[str]) -> Tensors:
-    graphdef, shapes, frozen = lora.split(_load_transformer(golden, adapted=True))
+    graphdef, shapes, frozen = lora.split(load_transformer(golden, adapted=True))
     adapters = lora.read_file(golden.beside("adapter_file"), shapes)
     return _velocities(golden, wanted, lora.merge(graphdef, adapters, frozen))
-
-
-def _load_transformer(golden: Golden, adapted: bool = False) -> Transformer:
-    """The transformer; if adapted, with LoRA layers as `meta` has them, not yet filled."""
-    config = TransformerConfig.from_metadata(golden.weights.config)
-
-    def build() -> Transformer:
-        model = Transformer(config)
-        if adapted:
-            rank, alpha = golden.meta["rank"], golden.meta["alpha"]
-            targets = tuple(golden.meta["target_modules"])
-            lora.attach(model, lora.LoRAConfig(rank, alpha, 0.0, targets))
-        return model
-
-    model = nnx.eval_shape(build)
-    return weights.load(golden.weights, keys.TRANSFORMER, model, jnp.float32)
 
 
 def _velocities(
@@ -236,15 +178,17 @@ def _velocities(
 ) -> Tensors:
     """Velocities of both modalities in every variant that is named before them."""
     found = {}
-    references = _references(golden, "video"), _references(golden, "audio")
+    isolated = references(golden, "video"), references(golden, "audio")
+    batch = len(golden.inputs["video.latent"])
     for variant in sorted({name.removesuffix(name.split(".")[-1]) for name in wanted}):
         text_mask = variant != "no_text_mask."
         video, audio = _forward(
             model,
-            _modality(golden, "video", text_mask),
-            _modality(golden, "audio", text_mask),
+            modality(golden, "video", text_mask),
+            modality(golden, "audio", text_mask),
             cross_timestep="own" if variant == "per_token_cross." else "other",
-            isolated=references if isolate or variant == "cross_mask." else (0, 0),
+            isolated=isolated if isolate or variant == "cross_mask." else (0, 0),
+            skip=skip_of(variant, model.config.layers, batch),
         )
         found |= {f"{variant}video_velocity": video, f"{variant}audio_velocity": audio}
     return found
@@ -255,46 +199,9 @@ def _forward(model: Transformer, video: Modality, audio: Modality, **options: An
     return model(video, audio, **options)
 
 
-def _modality(golden: Golden, name: str, text_mask: bool) -> Modality:
-    """Raises InputError unless a sample's timesteps are zeros, then its sigma."""
-    fields = ("latent", "positions", "context", "sigma", "timesteps")
-    latent, positions, context, sigma, timesteps = (golden.inputs[f"{name}.{f}"] for f in fields)
-    clean = (timesteps == 0).sum(-1).astype(np.int32)
-    expected = np.where(np.arange(latent.shape[1]) < clean[:, None], 0, sigma[:, None])
-    if (timesteps != expected).any():
-        raise InputError(f"input.{name}.timesteps: expected zeros, then input.{name}.sigma")
-    context_len = _context_len(golden, name) if text_mask else None
-    return Modality(latent, positions, context, sigma, clean, context_len)
-
-
-def _references(golden: Golden, name: str) -> int:
-    """How many reference tokens stand before the targets."""
-    reference = golden.inputs[f"{name}.target"] == 0
-    count = int(reference.sum())
-    if reference[count:].any():
-        raise InputError(
-            f"input.{name}.target is not contiguous: a reference token stands behind a target "
-            "token, expected [reference | target]"
-        )
-    return count
-
-
-def _context_len(golden: Golden, name: str) -> Any:
-    mask = golden.inputs.get(f"{name}.context_mask")
-    return None if mask is None else _lengths(mask, f"input.{name}.context_mask")
-
-
-def _lengths(mask: np.ndarray, name: str) -> Any:
-    """Ones at the start of every row; raises InputError where one follows a zero."""
-    lengths = (mask != 0).sum(-1).astype(np.int32)
-    if ((mask != 0) != (np.arange(mask.shape[-1]) < lengths[..., None])).any():
-        raise InputError(f"{name} is not a length: expected ones, then zeros, in every row")
-    return lengths
-
-
 def train(golden: Golden, wanted: Collection[str]) -> Tensors:
     """Losses at the start, under both rules of the audio-video modulation; then the steps."""
-    graphdef, shapes, frozen = lora.split(_load_transformer(golden, adapted=True))
+    graphdef, shapes, frozen = lora.split(load_transformer(golden, adapted=True))
     device = jax.devices()[0]
     adapters: Any = jax.device_put(_start(golden, shapes), device)
     tx, schedule = _optimizer(golden, shapes)
@@ -383,7 +290,7 @@ def _start(golden: Golden, shapes: Mapping[str, Any]) -> lora.Adapters:
     """The first adapters, `lora_start.*`, read as the LoRA file that they would be."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lora_start.safetensors"
-        save_safetensors(path, _read(golden.path, "lora_start."), {})
+        save_safetensors(path, read(golden.path, "lora_start."), {})
         return lora.read_file(path, shapes)
 
 
@@ -413,15 +320,15 @@ def learning_rates(golden: Golden, names: Mapping[str, Sequence[str]]) -> dict[s
 def _stream(golden: Golden, name: str) -> objective.Stream:
     fields = ("x0", "ref", "positions", "context")
     target, reference, positions, context = (golden.inputs[f"{name}.{f}"] for f in fields)
-    if _references(golden, name) != reference.shape[1]:
+    if references(golden, name) != reference.shape[1]:
         raise InputError(f"input.{name}.target: expected {reference.shape[1]} reference tokens")
-    return objective.Stream(target, reference, positions, context, _context_len(golden, name))
+    return objective.Stream(target, reference, positions, context, context_len(golden, name))
 
 
 def _draws(golden: Golden) -> list[objective.Draw]:
     """What is random in each step; a sample's first frame is given whole or not at all."""
     inputs = golden.inputs
-    given = _lengths(inputs["cond_mask"], "input.cond_mask")
+    given = lengths(inputs["cond_mask"], "input.cond_mask")
     if len(sizes := {int(n) for n in given.flat if n}) > 1:
         raise InputError(f"input.cond_mask: got {sorted(sizes)} tokens, expected one first frame")
     noises = zip(inputs["sigma"], inputs["video.noise"], inputs["audio.noise"], given, strict=True)
@@ -432,6 +339,7 @@ CASES: dict[str, Callable[[Golden, Collection[str]], Tensors]] = {
     "audio_mel": audio_mel,
     "audio_vae": audio_vae,
     "cross_mask_19b": cross_mask,
+    "denoise_19b": denoising,
     "gemma": gemma,
     "lora_19b": lora_forward,
     "text_19b": text,

@@ -28,7 +28,8 @@ from typing import NamedTuple, NoReturn
 
 import jax
 import numpy as np
-from parity_cases import CASES, Golden, Tensors, learning_rates
+from parity_cases import CASES, learning_rates
+from parity_golden import Golden, Tensors
 
 from justdubit_jax import cli
 from justdubit_jax.errors import InputError
@@ -66,7 +67,7 @@ LISTS = {
         "vocoder_23": r"waveform\w*",
     },
 }
-SUPPORTED = ("foundation",)
+SUPPORTED = ("foundation", "sampling")
 
 # Largest fair max |got - want| / max |want|: thirty times the reference's own float32 error
 # against float64, at least 2e-5. Integers must be equal.
@@ -74,6 +75,7 @@ LIMITS = {
     "audio_mel": 6e-4,
     "audio_vae": 2e-5,
     "cross_mask_19b": 2e-5,
+    "denoise_19b": 4e-5,
     "gemma": 3e-5,
     "lora_19b": 2e-5,
     "text_19b": 2e-5,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Frozen(nnx.Variable):
@@ -151,6 +151,17 @@ class FeedForward(nnx.Module):
         return self.net[2](jax.nn.gelu(self.net[0]["proj"](x), approximate=True))
 
 
+class TwoLinears(nnx.Module):
+    """linear_2(activation(linear_1(x))), under the checkpoint's names."""
+
+    def __init__(self, d_in: int, dim: int):
+        self.linear_1 = Linear(d_in, dim)
+        self.linear_2 = Linear(dim, dim)
+
+    def __call__(self, x: Float[Array, "*b d"], activation: Any) -> Float[Array, "*b e"]:
+        return self.linear_2(activation(self.linear_1(x)))
+
+
 class Attention(nnx.Module):
     """Multi-head attention with RMS-normalised queries and keys, as in every LTX-2 block.
 
@@ -174,12 +185,18 @@ class Attention(nnx.Module):
         rope: tuple[Array, Array] | None = None,
         context_rope: tuple[Array, Array] | None = None,
         context_len: Int[Array, " b"] | None = None,
+        values_only: Bool[Array, " b"] | None = None,
     ) -> Float[Array, "b t d"]:
-        """Attend from x to context; `rope` rotates the queries, `context_rope` the keys."""
+        """Attend from x to context; `rope` rotates the queries, `context_rope` the keys.
+
+        Samples of `values_only` (self-attention) pass their values on in place of attending.
+        """
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
         q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (q, k, v))
         if rope is not None and context_rope is not None:
             q, k = apply_rotary(q, rope), apply_rotary(k, context_rope)
         out = attention(q, k, v, context_len)
+        if values_only is not None:
+            out = jnp.where(values_only[:, None, None, None], v, out)
         return self.to_out[0](out.reshape(*out.shape[:2], -1))

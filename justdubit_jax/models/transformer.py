@@ -31,6 +31,7 @@ from justdubit_jax.models.layers import (
     FeedForward,
     Frozen,
     Linear,
+    TwoLinears,
     frequency_grid,
     rms_norm,
     rotary_table,
@@ -159,6 +160,18 @@ class Modality(NamedTuple):
     context_len: Int[Array, " b"] | None = None
 
 
+class Skip(NamedTuple):
+    """Attention that a guidance pass does without, by block and sample.
+
+    A skipped self-attention passes its values on; one between the modalities adds nothing.
+    """
+
+    video_self: Bool[Array, "l b"]
+    audio_self: Bool[Array, "l b"]
+    audio_to_video: Bool[Array, "l b"]
+    video_to_audio: Bool[Array, "l b"]
+
+
 class Conditioning(NamedTuple):
     """What a block needs to know of one stream; axis 2 of the modulations is (clean, noisy)."""
 
@@ -198,17 +211,6 @@ class AdaLN(nnx.Module):
         embedded = self.emb["timestep_embedder"](wave, jax.nn.silu)
         rows = self.linear(jax.nn.silu(embedded))
         return rows.reshape(*timesteps.shape, self.rows, -1), embedded
-
-
-class TwoLinears(nnx.Module):
-    """linear_2(activation(linear_1(x))), under the checkpoint's names."""
-
-    def __init__(self, d_in: int, dim: int):
-        self.linear_1 = Linear(d_in, dim)
-        self.linear_2 = Linear(dim, dim)
-
-    def __call__(self, x: Float[Array, "*b d"], activation: Any) -> Float[Array, "*b e"]:
-        return self.linear_2(activation(self.linear_1(x)))
 
 
 class StreamEnds(nnx.Module):
@@ -291,11 +293,17 @@ class Stream(nnx.Module):
         self.cross_scale_shift_table = Frozen(jnp.zeros((5, dim)))
         self.eps = eps
 
-    def attend(self, x: Float[Array, "b t d"], cond: Conditioning) -> Float[Array, "b t d"]:
+    def attend(
+        self,
+        x: Float[Array, "b t d"],
+        cond: Conditioning,
+        values_only: Bool[Array, " b"] | None = None,
+    ) -> Float[Array, "b t d"]:
         """Self-attention, then attention to the text."""
         shift, scale, gate = self._rows(cond, slice(0, 3))
         y = _modulate(rms_norm(x, self.eps), scale, shift)
-        x = _add(x, gate, self.attn1(y, y, cond.rope, cond.rope))
+        update = self.attn1(y, y, cond.rope, cond.rope, values_only=values_only)
+        x = _add(x, gate, update)
         # LTX-2.3 modulates this attention too (rows 6-8), and its context (prompt AdaLN).
         return x + self.attn2(rms_norm(x, self.eps), cond.context, context_len=cond.context_len)
 
@@ -347,14 +355,18 @@ class Block(nnx.Module):
         v_cond: Conditioning,
         a_cond: Conditioning,
         isolated: tuple[int, int],
+        skip: Skip | None = None,
     ) -> tuple[Float[Array, "b tv dv"], Float[Array, "b ta da"]]:
-        v = self.video.attend(v, v_cond)
-        a = self.audio.attend(a, a_cond)
+        v = self.video.attend(v, v_cond, skip and skip.video_self)
+        a = self.audio.attend(a, a_cond, skip and skip.audio_self)
         v_for_a2v, v_for_v2a, v_gate = self.video.for_cross(v, v_cond)
         a_for_a2v, a_for_v2a, a_gate = self.audio.for_cross(a, a_cond)
         v_side, a_side = (v_cond.cross_rope, isolated[0]), (a_cond.cross_rope, isolated[1])
         to_v = cross_attention(self.audio_to_video, v_for_a2v, a_for_a2v, v_side, a_side)
         to_a = cross_attention(self.video_to_audio, a_for_v2a, v_for_v2a, a_side, v_side)
+        if skip is not None:
+            to_v = jnp.where(skip.audio_to_video[:, None, None], 0, to_v)
+            to_a = jnp.where(skip.video_to_audio[:, None, None], 0, to_a)
         v, a = _add(v, v_gate, to_v), _add(a, a_gate, to_a)
         return self.video.feed_forward(v, v_cond), self.audio.feed_forward(a, a_cond)
 
@@ -399,15 +411,16 @@ class Transformer(nnx.Module):
         *,
         cross_timestep: CrossTimestep,
         isolated: tuple[int, int] = (0, 0),
+        skip: Skip | None = None,
         remat: bool = False,
         prepare_block: Any = None,
     ) -> tuple[Float[Array, "b tv cv"], Float[Array, "b ta ca"]]:
         """Predict the velocity (noise - clean latents) of every token.
 
         `isolated` is how many leading tokens of (video, audio) take no part in the attention
-        between the modalities: the reference lengths, or (0, 0). `remat` keeps only the blocks'
-        inputs for the backward pass. `prepare_block(block, index)` may change each block before
-        it runs (dropout keys).
+        between the modalities: the reference lengths, or (0, 0). `skip` leaves attention out.
+        `remat` keeps only the blocks' inputs for the backward pass. `prepare_block(block, index)`
+        may change each block before it runs (dropout keys).
         """
         own = cross_timestep == "own"
         v, v_cond, v_embedded = self.video.enter(video, _cross_sigma(video, audio, own))
@@ -415,15 +428,15 @@ class Transformer(nnx.Module):
         graphdef, state = nnx.split(self.blocks)
 
         def body(carry: Any, xs: Any) -> Any:
-            weights, index = xs
+            weights, index, skip_here = xs
             block: Any = nnx.merge(graphdef, weights)
             if prepare_block is not None:
                 prepare_block(block, index)
-            return block(*carry, v_cond, a_cond, isolated), None
+            return block(*carry, v_cond, a_cond, isolated, skip_here), None
 
         if remat:
             body = jax.checkpoint(body, prevent_cse=False)
-        xs = (nnx.as_pure(state), jnp.arange(self.config.layers))
+        xs = (nnx.as_pure(state), jnp.arange(self.config.layers), skip)
         (v, a), _ = jax.lax.scan(body, (v, a), xs)
         return self.video.leave(v, v_cond, v_embedded), self.audio.leave(a, a_cond, a_embedded)
 

@@ -1,0 +1,165 @@
+"""One dubbed clip: reference and first frame in, picture and sound out.
+
+Shared by the dub command and by validation in training. Models are loaded for their turn only: the
+encoders before the transformer samples, the decoders after it, so none stands beside another.
+"""
+
+import dataclasses
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from justdubit_jax import codec, denoise, lora, tokens
+from justdubit_jax.denoise import Conditioned
+from justdubit_jax.models.transformer import TransformerConfig
+from justdubit_jax.tiling import DEFAULT_TILING
+from justdubit_jax.weights import Checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What to sample: 8k+1 frames of a legal size, and what conditions it."""
+
+    frames: int
+    height: int
+    width: int
+    fps: Fraction
+    reference: codec.Frames | None  # the clip to dub, of the same shape
+    sound: codec.Sound | None  # its sound, at the audio VAE's rate
+    image: codec.Frames | None  # the first frame, [1, y, x, 3]
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns."""
+        pixels = tokens.PIXELS_PER_LATENT
+        return tokens.video_latent_frames(self.frames), self.height // pixels, self.width // pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A job's conditions as latents; None where there are none."""
+
+    reference: codec.Latents | None
+    sound: codec.Latents | None
+    image: codec.Latents | None
+
+
+def encode(checkpoint: Checkpoint, jobs: list[Job]) -> list[Encoded]:
+    """Encode the conditions of all jobs; the encoders are on the device only meanwhile."""
+    video = codec.video_encoder(checkpoint, codec.default_dtype(), DEFAULT_TILING)
+    audio, _ = codec.audio_encoder(checkpoint)
+    return [
+        Encoded(
+            reference=None if job.reference is None else video([job.reference])[0],
+            sound=None if job.sound is None else audio(job.sound),
+            image=None if job.image is None else video([job.image])[0],
+        )
+        for job in jobs
+    ]
+
+
+def conditioned(
+    job: Job,
+    encoded: Encoded,
+    contexts: tuple[codec.Contexts, codec.Contexts | None],
+    config: TransformerConfig,
+    audio_shape: tuple[int, int],
+    seed: int,
+) -> tuple[Conditioned, Conditioned]:
+    """Noise of that seed, reference tokens, positions and text of both modalities, batch 1.
+
+    `contexts` are those of the prompt and of the negative prompt; `audio_shape` the (channels,
+    bins) of an audio latent. The sound is as long as the reference's, else as the picture.
+    """
+    video_key, audio_key = jax.random.split(jax.random.key(seed))
+    grids = [job.grid, job.grid] if encoded.reference is not None else [job.grid]
+    seconds = float(job.frames / job.fps)
+    length = tokens.audio_latent_frames(seconds)
+    lengths = [length]
+    if encoded.sound is not None:
+        lengths = [encoded.sound.shape[1]] * 2
+    positions = [tokens.video_positions(grid, float(job.fps)) for grid in grids]
+    times = [tokens.audio_positions(n) for n in lengths]
+
+    def stream(key, count, channels, reference, places, which, given=None) -> Conditioned:
+        prompt, negative = contexts
+        return Conditioned(
+            noise=jax.random.normal(key, (1, count, channels)),
+            reference=jnp.zeros((1, 0, channels)) if reference is None else jnp.asarray(reference),
+            positions=jnp.asarray(np.concatenate(places, 1))[None],
+            context=jnp.asarray(prompt[which])[None],
+            negative=None if negative is None else jnp.asarray(negative[which])[None],
+            given=None if given is None else jnp.asarray(given),
+        )
+
+    def of_video(latents: codec.Latents | None) -> Any:
+        return None if latents is None else tokens.video_tokens(latents[None])
+
+    channels, bins = audio_shape
+    sound = None if encoded.sound is None else tokens.audio_tokens(encoded.sound[None])
+    count = int(np.prod(job.grid))
+    return (
+        stream(
+            video_key,
+            count,
+            config.video.in_channels,
+            of_video(encoded.reference),
+            positions,
+            0,
+            of_video(encoded.image),
+        ),
+        stream(audio_key, lengths[-1], channels * bins, sound, times, 1),
+    )
+
+
+def sampler(graphdef: Any, settings: denoise.Settings) -> Any:
+    """The compiled loop: (adapters, frozen, video, audio, levels) -> tokens of both modalities."""
+
+    @jax.jit
+    def run(adapters: Any, frozen: Any, video: Any, audio: Any, levels: Any) -> denoise.Tokens:
+        model = lora.merge(graphdef, adapters, frozen)
+        return denoise.denoise(model, video, audio, levels, settings)
+
+    return run
+
+
+def target_latents(
+    job: Job, sampled: denoise.Tokens, streams: tuple[Conditioned, Conditioned], channels: int
+) -> tuple[codec.Latents, codec.Latents]:
+    """The target part of sampled tokens as latents [c, f, y, x] and [c, t, m]."""
+    video, audio = (
+        np.array(x[:, stream.reference.shape[1] :])
+        for x, stream in zip(sampled, streams, strict=True)
+    )
+    picture: Any = tokens.video_latents(video, job.grid)
+    return picture[0], np.asarray(tokens.audio_latents(audio, channels)[0])
+
+
+def decode(
+    checkpoint: Checkpoint, latents: list[tuple[codec.Latents, codec.Latents]]
+) -> list[tuple[codec.Frames, codec.Sound, int]]:
+    """Picture, sound and sample rate of each sample; the decoders are loaded one by one."""
+    video = codec.video_decoder(checkpoint, codec.default_dtype(), DEFAULT_TILING)
+    pictures = [video(picture) for picture, _ in latents]
+    del video
+    audio, rate = codec.audio_decoder(checkpoint)
+    return [(p, audio(sound), rate) for p, (_, sound) in zip(pictures, latents, strict=True)]
+
+
+def runs_batched(
+    config: TransformerConfig, streams: tuple[Conditioned, Conditioned], passes: int
+) -> bool:
+    """Whether the passes of a step fit beside one another into the device's free memory.
+
+    A pass holds about two dozen copies of its hidden tokens at once (queries, keys, values, the
+    feed-forward's four-fold middle, float32 norms). Where the device does not tell: yes.
+    """
+    stats = jax.local_devices()[0].memory_stats()
+    if not stats or "bytes_limit" not in stats:
+        return True
+    counts = [s.noise.shape[1] + s.reference.shape[1] for s in streams]
+    width = counts[0] * config.video.dim + counts[1] * config.audio.dim
+    return passes * 24 * 2 * width < stats["bytes_limit"] - stats["bytes_in_use"]

@@ -1,0 +1,224 @@
+"""Clips brought to the model's sizes, rate and length, from real files."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from justdubit_jax import buckets, clips, media
+from justdubit_jax.errors import InputError
+
+NTSC = Fraction(30000, 1001)
+
+
+def numbered(count: int, height: int = 64, width: int = 96) -> np.ndarray:
+    """Flat frames that carry their numbers: see `numbers`."""
+    frames = np.zeros((count, height, width, 3), np.uint8)
+    frames += (16 * (np.arange(count) % 16)).astype(np.uint8)[:, None, None, None]
+    frames[:, :, width // 2 :] = 16 * (np.arange(count) // 16)[:, None, None, None]
+    return frames
+
+
+def numbers(frames: np.ndarray) -> np.ndarray:
+    _, height, width, _ = frames.shape
+    low, high = frames[:, height // 2, width // 4, 0], frames[:, height // 2, 3 * width // 4, 0]
+    return np.rint(low / 16).astype(int) + 16 * np.rint(high / 16).astype(int)
+
+
+def written(path: Path, frames: np.ndarray, fps: Fraction) -> Path:
+    """An .mp4, or an .mkv, whose stamps are rounded to milliseconds."""
+    if path.suffix == ".mp4":
+        media.write_video(path, frames, fps)
+        return path
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for array in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(array)))
+        container.mux(stream.encode(None))
+    return path
+
+
+def stamped(path: Path, stamps: list[int], rotation: int = 0, size=(64, 96)) -> Path:
+    """Numbered frames at any times in milliseconds."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=1000)
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for stamp, array in zip(stamps, numbered(len(stamps), *size), strict=True):
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            frame.pts, frame.time_base = stamp, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(
+    "size, fitted",
+    [
+        ((1080, 1920), (352, 640)),
+        ((2160, 3840), (352, 640)),
+        ((1920, 1080), (640, 352)),
+        ((352, 640), (352, 640)),
+        ((480, 640), (416, 544)),
+        ((1000, 1000), (480, 480)),
+        ((64, 96), (64, 96)),  # small ones are not enlarged
+        ((281, 500), (288, 512)),
+        ((4000, 100), (3008, 64)),
+        ((9, 500), (32, 512)),
+    ],
+)
+def test_fit_size(size, fitted):
+    assert clips.fit_size(*size) == fitted
+
+
+def test_fit_size_of_a_given_side():
+    assert clips.fit_size(1080, 1920, new_height=704, new_width=64) == (704, 64)
+    assert clips.fit_size(1080, 1920, new_height=704) == (704, 1248)
+    assert clips.fit_size(1080, 1920, new_width=704) == (384, 704)
+    assert clips.fit_size(1080, 1920, pixels=320 * 192) == (192, 320)
+
+
+@pytest.mark.parametrize(
+    "sides, complaint",
+    [
+        ({"new_width": 650}, "width 650 is not a multiple of 32; nearest: 640 and 672"),
+        ({"new_height": 31, "new_width": 64}, "height 31 is not a multiple of 32; nearest: 32"),
+        ({"new_height": 0}, "height 0 is not a multiple of 32; nearest: 32"),
+        ({"new_height": -64}, "height -64 is not a multiple of 32; nearest: 32"),
+    ],
+)
+def test_sizes_off_the_grid_are_refused(sides, complaint):
+    with pytest.raises(InputError) as caught:
+        clips.fit_size(1080, 1920, **sides)
+    assert str(caught.value) == complaint
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("fps", [Fraction(25), NTSC, Fraction(24000, 1001)])
+def test_a_clip_that_fits_is_left_alone(tmp_path, suffix, fps):
+    path = written(tmp_path / f"a.{suffix}", numbered(33), fps)
+    for rate in (None, fps, float(fps), f"{float(fps):.2f}"):
+        fitted = clips.fit_clip(path, rate)
+        assert (fitted.fps, fitted.seconds, fitted.notes) == (fps, 33 / fps, [])
+        np.testing.assert_array_equal(fitted.frames, media.read_video(path).frames)
+
+
+@pytest.mark.parametrize(
+    "fps, rate, total",
+    [
+        (Fraction(30), Fraction(25), 75),
+        (Fraction(60), Fraction(24), 36),
+        (Fraction(24), Fraction(25), 94),
+        (Fraction(24000, 1001), Fraction(25), 94),
+        (Fraction(25), Fraction(50), 180),
+        (NTSC, Fraction(24000, 1001), 72),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_resampling_takes_the_nearest_frames(tmp_path, fps, rate, total, suffix):
+    path = written(tmp_path / f"a.{suffix}", numbered(90), fps)
+    fitted = clips.fit_clip(path, rate)
+    count = (total - 1) // 8 * 8 + 1
+    assert (len(fitted.frames), fitted.fps) == (count, rate)
+    # Nearest, halves to the earlier: ceil(x - 1/2).
+    want = [-((1 - 2 * k / rate * fps) // 2) for k in range(count)]
+    np.testing.assert_array_equal(numbers(fitted.frames), np.minimum(want, 89))
+    assert fitted.notes[0] == f"resampled {float(fps):g} -> {float(rate):g} fps"
+
+
+def test_a_variable_rate_becomes_constant(tmp_path):
+    # The clock starts at 0.5 s; then gaps of 20, 60, 100 ms.
+    stamps = (500 + np.cumsum([0, *[20, 60, 100] * 12])).tolist()
+    for name in ("a.mp4", "a.mkv"):
+        path = stamped(tmp_path / name, stamps)
+        fitted = clips.fit_clip(path, 25)
+        times = np.array(stamps) - 500
+        distances = np.abs(times[None] - 40 * np.arange(len(fitted.frames))[:, None])
+        np.testing.assert_array_equal(numbers(fitted.frames), distances.argmin(1))
+        assert len(fitted.frames) == 49  # of 2.16 s and the last frame
+        assert fitted.notes[0] == "resampled from a variable frame rate to 25 fps"
+        assert [round(p.time * 1000) for p in media.iterate(path)] == times.tolist()
+    with pytest.raises(InputError, match=r"a\.mkv: its header says 1000 frames per second; give"):
+        clips.fit_clip(tmp_path / "a.mkv")
+
+
+def test_a_second_without_frames_is_damage(tmp_path):
+    stamps = [40 * k for k in range(60) if not 20 < k < 50]
+    path = stamped(tmp_path / "a.mkv", stamps)
+    with pytest.raises(InputError, match=r"a\.mkv: damaged: no frames for 1\.2 s"):
+        clips.fit_clip(path, 25)
+
+
+def test_it_says_what_it_does(tmp_path):
+    path = tmp_path / "a.mp4"
+    media.write_video(path, numbered(26, 90, 160), 30)
+    fitted = clips.fit_clip(path, 25, height=64, width=64)
+    assert fitted.frames.shape == (17, 64, 64, 3)
+    assert fitted.notes == [
+        "resized and cropped 160x90 -> 64x64, losing 43.8 % of its width",
+        "resampled 30 -> 25 fps",
+        "cut 22 -> 17 frames",
+    ]
+    np.testing.assert_array_equal(numbers(fitted.frames[[0, 5, 15]]), [0, 6, 18])
+    fitted = clips.fit_clip(path, max_frames=23)
+    assert fitted.notes == [
+        "resized and cropped 160x90 -> 160x96, losing 6.2 % of its width",
+        "cut to its first 17 frames",
+    ]
+    whole = media.read_video(path, 17).frames
+    np.testing.assert_array_equal(fitted.frames, buckets.resize_and_crop(whole, 96, 160))
+    assert clips.fit_clip(path, max_frames=999).notes[-1] == "cut 26 -> 25 frames"
+    media.write_video(path, numbered(9, 64, 96), 30)
+    assert clips.fit_clip(path, max_frames=9).notes == []
+    notes = clips.fit_clip(path, width=64, height=64).notes
+    assert notes == ["cropped 96x64 -> 64x64, losing 33.3 % of its width"]
+    assert clips.fit_clip(path, height=128).notes == ["resized 96x64 -> 192x128"]
+
+
+@pytest.mark.parametrize("rotation", [90, -90, 180])
+def test_clips_are_turned_upright(tmp_path, rotation):
+    path = stamped(tmp_path / "a.mp4", [40 * k for k in range(9)], rotation)
+    stored = media.read_video(path).frames
+    fitted = clips.fit_clip(path, 25)
+    np.testing.assert_array_equal(fitted.frames, np.rot90(stored, rotation // 90, (1, 2)))
+    assert fitted.notes[0] == f"turned by {rotation % 360} degrees counterclockwise"
+    still = clips.fit_image(path, *fitted.frames.shape[1:3])
+    np.testing.assert_array_equal(still, fitted.frames[:1])
+
+
+def test_an_image_as_first_frame(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (1, 50, 70, 3), np.uint8)
+    context = av.CodecContext.create("png", "w")
+    context.height, context.width, context.time_base, context.pix_fmt = 50, 70, Fraction(1), "rgb24"
+    packets = [*context.encode(av.VideoFrame.from_ndarray(frames[0])), *context.encode(None)]
+    path = tmp_path / "a.png"
+    path.write_bytes(b"".join(map(bytes, packets)))
+    want = buckets.resize_and_crop(frames, 32, 64)
+    np.testing.assert_array_equal(clips.fit_image(path, 32, 64), want)
+    with pytest.raises(InputError, match=r"a\.png: 1 frames at 1 fps, at least 9 are needed"):
+        clips.fit_clip(path)
+
+
+def test_what_cannot_be_fitted_is_refused(tmp_path):
+    path = tmp_path / "a.mp4"
+    media.write_video(path, numbered(9), 25)
+    assert len(clips.fit_clip(path).frames) == 9
+    for arguments, complaint in (
+        ({"frame_rate": 20}, r"a\.mp4: 7 frames at 20 fps, at least 9 are needed"),
+        ({"frame_rate": 0}, "frame rate 0: expected a number above 0"),
+        ({"frame_rate": "fast"}, "frame rate fast: expected a number above 0"),
+        ({"max_frames": 8}, "max_frames 8: a clip has at least 9 frames"),
+        ({"width": 100}, "width 100 is not a multiple of 32; nearest: 96 and 128"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            clips.fit_clip(path, **arguments)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match=r"a\.mp4: "):
+        clips.fit_clip(path)
+    with pytest.raises(InputError, match=r"b\.mp4: No such file"):
+        clips.fit_clip(tmp_path / "b.mp4")

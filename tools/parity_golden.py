@@ -1,0 +1,121 @@
+"""Reading golden files: their settings, inputs, weights and expectations."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+
+from justdubit_jax import keys, lora, weights
+from justdubit_jax.errors import InputError
+from justdubit_jax.models.transformer import Modality, Transformer, TransformerConfig
+
+Tensors = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Golden:
+    """A golden file: its settings, and what is expected. Inputs and weights are read when used."""
+
+    path: Path
+    meta: Mapping[str, Any]
+    expect: Tensors
+
+    @classmethod
+    def read(cls, path: Path) -> "Golden":
+        """Raises InputError if the file is not readable."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                meta = json.loads((file.metadata() or {}).get("meta", "{}"))
+            return cls(path, meta, read(path, "expect."))
+        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            raise InputError(f"not a readable golden file: {error}") from None
+
+    @functools.cached_property
+    def inputs(self) -> dict[str, Any]:
+        """Its own inputs, over those of `meta.inputs_file`."""
+        return {**read(self.beside("inputs_file"), "input."), **read(self.path, "input.")}
+
+    @functools.cached_property
+    def weights(self) -> weights.SafetensorsCheckpoint:
+        """The checkpoint `meta.weights_file`, else the file itself."""
+        return weights.open_safetensors([self.beside("weights_file")])
+
+    def beside(self, key: str) -> Path:
+        """The file that a key of `meta` names (a remark may follow the name), else this one."""
+        path = self.path.with_name(self.meta.get(key, self.path.name).split()[0])
+        if not path.is_file():
+            raise InputError(f"meta.{key}: {path}: no such file")
+        return path
+
+
+def read(path: Path, prefix: str) -> Tensors:
+    """The tensors of a file whose names start with `prefix`, without it."""
+    with safe_open(path, framework="numpy") as file:
+        names = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+
+
+def load(golden: Golden, part: keys.Part) -> Any:
+    source = golden.weights
+    model = weights.build(part, source.config, source.shapes)
+    return weights.load(source, part, model, jnp.float32)
+
+
+def load_transformer(golden: Golden, adapted: bool = False) -> Transformer:
+    """The transformer; if adapted, with LoRA layers as `meta` has them, not yet filled."""
+    config = TransformerConfig.from_metadata(golden.weights.config)
+
+    def build() -> Transformer:
+        model = Transformer(config)
+        if adapted:
+            rank, alpha = golden.meta["rank"], golden.meta["alpha"]
+            targets = tuple(golden.meta["target_modules"])
+            lora.attach(model, lora.LoRAConfig(rank, alpha, 0.0, targets))
+        return model
+
+    model = nnx.eval_shape(build)
+    return weights.load(golden.weights, keys.TRANSFORMER, model, jnp.float32)
+
+
+def modality(golden: Golden, name: str, text_mask: bool) -> Modality:
+    """Raises InputError unless a sample's timesteps are zeros, then its sigma."""
+    fields = ("latent", "positions", "context", "sigma", "timesteps")
+    latent, positions, context, sigma, timesteps = (golden.inputs[f"{name}.{f}"] for f in fields)
+    clean = (timesteps == 0).sum(-1).astype(np.int32)
+    expected = np.where(np.arange(latent.shape[1]) < clean[:, None], 0, sigma[:, None])
+    if (timesteps != expected).any():
+        raise InputError(f"input.{name}.timesteps: expected zeros, then input.{name}.sigma")
+    length = context_len(golden, name) if text_mask else None
+    return Modality(latent, positions, context, sigma, clean, length)
+
+
+def references(golden: Golden, name: str) -> int:
+    """How many reference tokens stand before the targets."""
+    reference = golden.inputs[f"{name}.target"] == 0
+    count = int(reference.sum())
+    if reference[count:].any():
+        raise InputError(
+            f"input.{name}.target is not contiguous: a reference token stands behind a target "
+            "token, expected [reference | target]"
+        )
+    return count
+
+
+def context_len(golden: Golden, name: str) -> Any:
+    mask = golden.inputs.get(f"{name}.context_mask")
+    return None if mask is None else lengths(mask, f"input.{name}.context_mask")
+
+
+def lengths(mask: np.ndarray, name: str) -> Any:
+    """Ones at the start of every row; raises InputError where one follows a zero."""
+    counts = (mask != 0).sum(-1).astype(np.int32)
+    if ((mask != 0) != (np.arange(mask.shape[-1]) < counts[..., None])).any():
+        raise InputError(f"{name} is not a length: expected ones, then zeros, in every row")
+    return counts
