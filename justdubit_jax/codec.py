@@ -27,10 +27,11 @@ from justdubit_jax.weights import Checkpoint
 
 PROMPT_TOKENS = 1024
 
-Frames = UInt8[np.ndarray, "f y x 3"]
-Sound = Float[np.ndarray, "2 n"]
-Latents = Float[np.ndarray, "c ..."]
-Contexts = tuple[Float[np.ndarray, "t d"], Float[np.ndarray, "t d"]]
+# An underscore leaves a size open: one function may hold several clips.
+Frames = UInt8[np.ndarray, "_f _y _x 3"]
+Sound = Float[np.ndarray, "2 _n"]
+Latents = Float[np.ndarray, "_c ..."]
+Contexts = tuple[Float[np.ndarray, "_t _d"], Float[np.ndarray, "_t _d"]]
 
 
 def default_dtype() -> Any:

@@ -195,7 +195,7 @@ class Pass(NamedTuple):
     skip: Skip | None
 
 
-Tokens = tuple[Float[Array, "b tv c"], Float[Array, "b ta c"]]
+Tokens = tuple[Float[Array, "b tv cv"], Float[Array, "b ta ca"]]
 
 
 def denoise(
@@ -298,7 +298,7 @@ def _run(
     tokens: Tokens,
     sigma: Any,
     settings: Settings,
-) -> tuple[Float[Array, "p tv c"], Float[Array, "p ta c"]]:
+) -> tuple[Float[Array, "p tv cv"], Float[Array, "p ta ca"]]:
     """The clean tokens as one pass predicts them; its batch is some multiple of the tokens'."""
     batch = len(one.video_context)
     times = batch // len(tokens[0])

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 
 from justdubit_jax import codec, denoise, lora, tokens
 from justdubit_jax.denoise import Conditioned
@@ -29,7 +30,7 @@ class Job:
     fps: Fraction
     reference: codec.Frames | None  # the clip to dub, of the same shape
     sound: codec.Sound | None  # its sound, at the audio VAE's rate
-    image: codec.Frames | None  # the first frame, [1, y, x, 3]
+    image: UInt8[np.ndarray, "1 _y _x 3"] | None  # the first frame
 
     @property
     def grid(self) -> tuple[int, int, int]:

@@ -64,3 +64,15 @@ def test_sigma_distribution():
         np.testing.assert_allclose(
             shifted_logit_normal(jnp.asarray(normal), int(count)), want, rtol=1e-6
         )
+
+
+@pytest.mark.parametrize("count", [13, 126])
+def test_rotary_angles_are_rounded_as_written(count):
+    """A time / 20 that is one bit off moves cosines by 1e-3: no multiplication by 1 / 20."""
+    time = np.arange(count, dtype=np.float32)[None, None] * np.float32(0.0237)
+    grid = frequency_grid(10000.0, 1, 24)
+    fraction = time[0, 0] / np.float32(20) * np.float32(2) - np.float32(1)
+    angles = (fraction[:, None] * grid).astype(np.float64)
+    cos, sin = rotary_table(jnp.asarray(time), (20.0,), grid, 24, 4)
+    np.testing.assert_allclose(cos[0].reshape(count, -1), np.cos(angles), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(sin[0].reshape(count, -1), np.sin(angles), rtol=0, atol=1e-6)

@@ -117,11 +117,12 @@ def rotary_table(
 
     `positions` are one number per axis and token (seconds, rows, columns); an axis spans -1..1
     over 0..max_pos. Angles reach 15,708 rad, so the order of operations is the reference's and
-    everything is float32; the barrier keeps XLA from turning the division into a multiplication.
+    everything is float32; the barrier keeps XLA from turning the division by a constant, or by
+    anything broadcast, into a multiplication.
     Frequencies vary slowest over axes; missing ones are padded in front with angle 0.
     """
-    limits = jax.lax.optimization_barrier(jnp.array(max_pos, jnp.float32))[:, None]
-    fraction = positions.astype(jnp.float32) / limits * 2 - 1
+    limits = jnp.broadcast_to(jnp.array(max_pos, jnp.float32)[:, None], positions.shape)
+    fraction = positions.astype(jnp.float32) / jax.lax.optimization_barrier(limits) * 2 - 1
     angles = jnp.einsum("bnt,m->btmn", fraction, grid, precision="highest")
     angles = angles.reshape(*angles.shape[:2], -1)
     angles = jnp.pad(angles, ((0, 0), (0, 0), (dim // 2 - angles.shape[-1], 0)))

@@ -1,0 +1,110 @@
+"""The dub command's bad inputs: one line each, before anything is sampled."""
+
+import re
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from conftest import run_module
+from safetensors.numpy import load_file, save_file
+
+from justdubit_jax import dub, media
+from justdubit_jax.errors import InputError
+
+
+def arguments(demo, tmp_path, **change):
+    values = {
+        "video": demo / "dataset/clips/000_reference.mp4",
+        "prompt": "A face says: hello.",
+        "lora": demo / "run/checkpoints/lora_weights_step_00060.safetensors",
+        "model-path": demo / "assets/ltx-2-tiny.safetensors",
+        "text-encoder-path": demo / "assets/gemma",
+        "out": tmp_path / "out.mp4",
+        "steps": 1,
+    } | {key.replace("_", "-"): value for key, value in change.items()}
+    return [str(part) for key, value in values.items() for part in (f"--{key}", value)]
+
+
+def clip(tmp_path, count=25, sound=True):
+    frames = np.random.default_rng(0).integers(0, 255, (count, 64, 96, 3)).astype(np.uint8)
+    voice = np.zeros((2, 48000), np.float32) if sound else None
+    media.write_video(tmp_path / "clip.mp4", frames, 25, voice)
+    return tmp_path / "clip.mp4"
+
+
+def lora(demo, tmp_path, change):
+    tensors = load_file(arguments(demo, tmp_path)[5])
+    change(tensors)
+    save_file(tensors, tmp_path / "changed.safetensors")
+    return tmp_path / "changed.safetensors"
+
+
+def text(tmp_path):
+    (tmp_path / "text.mp4").write_text("not a video")
+    return tmp_path / "text.mp4"
+
+
+def keep_one_block(tensors):
+    for key in [k for k in tensors if ".1." in k]:
+        del tensors[key]
+
+
+def halve_a_rank(tensors):
+    key = next(k for k in tensors if "lora_A" in k)
+    tensors[key] = tensors[key][:4]
+
+
+def spoil(tensors):
+    next(iter(tensors.values())).fill(np.nan)
+
+
+def rename(tensors):
+    for key in list(tensors):
+        tensors[key.replace("to_", "no_").replace("net", "nit")] = tensors.pop(key)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d, t: {"video": clip(t, sound=False)}, "no audio stream"),
+        (lambda d, t: {"video": text(t)}, "cannot be decoded"),
+        (lambda d, t: {"video": t / "nowhere.mp4"}, "No such file"),
+        (lambda d, t: {"video": clip(t, 8)}, "8 frames"),
+        (lambda d, t: {"width": 100}, "100 is not a multiple of 32"),
+        (lambda d, t: {"lora": lora(d, t, rename)}, "matches no module"),
+        (lambda d, t: {"lora": lora(d, t, keep_one_block)}, "missing"),
+        (lambda d, t: {"lora": lora(d, t, halve_a_rank)}, "ranks 4, 8"),
+        (
+            lambda d, t: {"lora": lora(d, t, lambda x: next(iter(x.values())).fill(np.nan))},
+            "finite",
+        ),
+        (lambda d, t: {"lora": d / "assets/ltx-2-tiny.safetensors"}, "expected a LoRA"),
+        (lambda d, t: {"prompt": "  "}, "--prompt is empty"),
+        (lambda d, t: {"out": t / "out.avi"}, "ends with .mp4"),
+        (lambda d, t: {"steps": 0}, "--steps 0"),
+    ],
+)
+def test_bad_input_is_refused_before_sampling(demo, tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr(dub.sample, "sampler", None)
+    with pytest.raises(InputError, match=re.escape(message)):
+        dub.main(dub.parse_arguments(arguments(demo, tmp_path, **change(demo, tmp_path))))
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_an_unwritable_folder_is_one_line(demo, tmp_path):
+    (tmp_path / "file").touch()
+    done = run_module("justdubit_jax.dub", *arguments(demo, tmp_path, out=tmp_path / "file/x.mp4"))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_any_clip_is_brought_into_shape(demo, tmp_path, capsys):
+    frames = np.random.default_rng(0).integers(0, 255, (40, 70, 101, 3)).astype(np.uint8)
+    frames = np.repeat(np.repeat(frames[:, :35, :50], 2, 1), 2, 2)
+    sound = np.random.default_rng(1).normal(0, 0.1, (2, 48000 * 40 // 30)).astype(np.float32)
+    media.write_video(tmp_path / "odd.mp4", frames, 30, sound)
+    change = {"video": tmp_path / "odd.mp4", "frame_rate": "23.976", "lora_strength": 0.5}
+    dub.main(dub.parse_arguments(arguments(demo, tmp_path, **change)))
+    notes = capsys.readouterr().err
+    assert "100x70 -> 96x64" in notes and "30 -> 23.976 fps" in notes and "-> 25 frames" in notes
+    out = media.read_video(tmp_path / "out.mp4")
+    assert out.fps == Fraction(24000, 1001) and out.frames.shape == (25, 64, 96, 3)

@@ -1,0 +1,186 @@
+"""Samples and held-out losses while training, on the demo's files."""
+
+import json
+import re
+import shutil
+
+import av
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from test_train import config
+
+from justdubit_jax import (
+    codec,
+    data,
+    lora,
+    media,
+    prompts,
+    sample,
+    settings,
+    train,
+    validate,
+    weights,
+)
+from justdubit_jax.errors import InputError
+
+
+def flags(demo, *more):
+    """Three steps with a sample at 0 and 2; `more` replaces flags of the same key."""
+    clip = str(demo / "dataset/clips/000_reference.mp4")
+    chosen = (
+        *("--config.optimization.steps=3", "--config.checkpoints.interval=2"),
+        *("--config.validation.interval=2", "--config.validation.inference_steps=2"),
+        f"--config.model.text_encoder_path={demo / 'assets/gemma'}",
+        "--config.validation.prompts=('A face says: hello.',)",
+        f"--config.validation.reference_videos={(clip,)}",
+        *more,
+    )
+    return tuple({flag.partition("=")[0]: flag for flag in chosen}.values())
+
+
+def streams(path):
+    with av.open(str(path)) as container:
+        return {s.type: s.codec_context.name for s in container.streams}
+
+
+def test_the_demos_samples_and_dub(demo):
+    samples = [demo / f"run/samples/step_{step:06d}_1.mp4" for step in (0, 30, 60)]
+    for path in (*samples, demo / "dubbed.mp4"):
+        assert streams(path) == {"video": "h264", "audio": "aac"}
+        clip = media.read_video(path)
+        assert clip.frames.shape == (25, 64, 96, 3) and clip.fps == 25
+    assert all(path.with_suffix(".png").stat().st_size > 1000 for path in samples)
+    assert (demo / "run/samples/loss.png").is_file()
+    assert len(list((demo / "run/contexts").glob("*.safetensors"))) == 2  # prompt and negative
+    assert list((demo / "run/tensorboard").glob("events*"))
+
+
+@pytest.fixture(scope="module")
+def without(demo, tmp_path_factory):
+    output = tmp_path_factory.mktemp("without") / "out"
+    train.main(config(demo, output, *flags(demo, "--config.validation.interval=0")))
+    return load_file(lora.export_path(output, 3))
+
+
+def test_sampling_changes_nothing_in_the_training(demo, without, tmp_path):
+    more = ("--config.validation.videos_per_prompt=2",)
+    more += ("--config.validation.include_reference_in_output=True",)
+    train.main(config(demo, tmp_path / "out", *flags(demo, *more)))
+    got = load_file(lora.export_path(tmp_path / "out", 3))
+    assert all((got[key] == without[key]).all() for key in without)
+    names = sorted(p.name for p in (tmp_path / "out/samples").glob("*.mp4"))
+    assert names == [f"step_{step:06d}_{n}.mp4" for step in (0, 2) for n in (1, 2)]
+    first, second = (
+        media.read_video(tmp_path / f"out/samples/step_000000_{n}.mp4").frames for n in (1, 2)
+    )
+    assert first.shape == (25, 64, 192, 3)  # the reference beside the sample
+    assert (first[:, :, 96:].astype(int) != second[:, :, 96:]).any()  # another seed
+
+
+def test_a_run_killed_while_sampling_continues_from_its_checkpoint(
+    demo, without, tmp_path, monkeypatch
+):
+    def killed(self, step, adapters, frozen):
+        if step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(validate.Sampler, "write", killed)
+        train.main(config(demo, tmp_path / "out", *flags(demo)))
+    train.main(config(demo, tmp_path / "out", *flags(demo)))
+    got = load_file(lora.export_path(tmp_path / "out", 3))
+    assert all((got[key] == without[key]).all() for key in without)
+
+
+def test_a_failing_sample_is_reported_and_training_goes_on(demo, tmp_path, monkeypatch, capsys):
+    def fails(*arguments):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(sample, "decode", fails)
+    train.main(config(demo, tmp_path / "out", *flags(demo)))
+    assert "samples of step 2 were not written: out of memory" in capsys.readouterr().err
+    assert lora.export_path(tmp_path / "out", 3).is_file()
+
+
+def test_prompts_are_encoded_once(demo, tmp_path, monkeypatch):
+    checkpoint_path, gemma = demo / "assets/ltx-2-tiny.safetensors", demo / "assets/gemma"
+    checkpoint = weights.open_checkpoint(checkpoint_path)
+    arguments = (checkpoint, checkpoint_path, gemma, tmp_path)
+    first = prompts.encode(["a", "b"], *arguments)
+    monkeypatch.setattr(codec, "text_encoder", None)
+    again = prompts.encode(["b", "a"], *arguments)
+    assert all((x == y).all() for p in "ab" for x, y in zip(first[p], again[p], strict=True))
+    with pytest.raises(TypeError):  # a new prompt needs the encoder
+        prompts.encode(["c"], *arguments)
+
+
+def test_held_out_losses_are_the_same_numbers_on_every_run(demo, tmp_path):
+    more = ("--config.validation.holdout=2", "--config.checkpoints.keep_best=True")
+    more += ("--config.validation.prompts=()", "--config.validation.reference_videos=()")
+    for name in ("a", "b"):
+        train.main(config(demo, tmp_path / name, *flags(demo, *more)))
+    texts = [(tmp_path / name / "validation.jsonl").read_text() for name in ("a", "b")]
+    assert texts[0] == texts[1]
+    records = [json.loads(line) for line in texts[0].splitlines()]
+    assert [r["step"] for r in records] == [0, 2, 3]
+    assert {"loss", "loss_video", "loss_audio", "loss_face", "loss_background"} < set(records[0])
+    best = json.loads((tmp_path / "a/best.json").read_text())
+    least = min(records[1:], key=lambda r: r["loss"])
+    assert (best["step"], best["loss"]) == (least["step"], least["loss"])
+    assert (tmp_path / "a/checkpoints" / best["file"]).is_file()
+
+
+def test_the_holdout_is_chosen_by_the_seed():
+    samples = [data.Sample(str(i), {}) for i in range(20)]
+    rest, held = validate.split_holdout(samples, 5, seed=1)
+    assert len(held) == 5 and len(rest) == 15 and all(s in samples for s in rest + held)
+    assert validate.split_holdout(samples, 5, seed=1) == (rest, held)
+    assert validate.split_holdout(samples, 5, seed=2)[1] != held
+    assert validate.split_holdout(samples, 0, seed=1) == (samples, [])
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("validation.prompts=('a', 'b')", "validation.reference_videos has 1 entries"),
+        ("validation.images=('a.png', 'b.png')", "validation.images has 2 entries"),
+        ("validation.prompts=(' ',)", "empty prompt"),
+        ("validation.reference_videos=('nowhere.mp4',)", "nowhere.mp4 does not exist"),
+        ("model.text_encoder_path=nowhere", "text_encoder_path: nowhere does not exist"),
+        ("validation.stg_mode=stg_x", "expected one of stg_av, stg_v"),
+        ("validation.holdout=4", "leaves no sample"),
+        ("checkpoints.keep_best=True", "needs validation.holdout"),
+        ("hub.push_to_hub=True", "not supported yet"),
+        ("acceleration.load_text_encoder_in_8bit=True", "not needed"),
+    ],
+)
+def test_set_ups_that_fail_before_the_first_step(demo, tmp_path, flag, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        train.main(config(demo, tmp_path / "out", *flags(demo, f"--config.{flag}")))
+    assert not (tmp_path / "out/state").exists()
+
+
+def test_a_perturbed_block_outside_the_model_ends_it_before_the_first_step(demo, tmp_path):
+    more = ("--config.validation.stg_scale=1.0", "--config.validation.stg_blocks=(3,)")
+    with pytest.raises(InputError, match="expected 0 to 2"):
+        train.main(config(demo, tmp_path / "out", *flags(demo, *more)))
+    assert not lora.export_path(tmp_path / "out", 2).exists()
+
+
+def test_a_clip_that_cannot_be_dubbed_ends_it_before_the_first_step(demo, tmp_path):
+    media.write_video(tmp_path / "mute.mp4", np.zeros((25, 64, 96, 3), np.uint8), 25)
+    more = (f"--config.validation.reference_videos={(str(tmp_path / 'mute.mp4'),)}",)
+    with pytest.raises(InputError, match="no audio stream"):
+        train.main(config(demo, tmp_path / "out", *flags(demo, *more)))
+
+
+def test_without_a_reference_the_sound_is_as_long_as_the_picture(demo, tmp_path):
+    shutil.copy(demo / "run/samples/step_000000_1.png", tmp_path / "first.png")
+    more = ("--config.validation.reference_videos=()", "--config.optimization.steps=1")
+    more += (f"--config.validation.images={(str(tmp_path / 'first.png'),)}",)
+    run = config(demo, tmp_path / "out", *flags(demo, *more))
+    train.main(run)
+    assert settings.read(run).validation.images
+    clip = media.probe(tmp_path / "out/samples/step_000000_1.mp4")
+    assert clip.has_audio and clip.fps == 25
