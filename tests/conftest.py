@@ -4,12 +4,6 @@
 """
 
 import os
-
-# The tests compile much and compute little.
-COMPILE_FAST = "--xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {COMPILE_FAST}"
-os.environ["JAX_PLATFORMS"] = "cpu"
-
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +11,11 @@ from pathlib import Path
 import jax
 import pytest
 
+# The tests compile much and compute little. Read when the first array is made.
+COMPILE_FAST = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {COMPILE_FAST}"
+os.environ["JAX_PLATFORMS"] = "cpu"
+jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
