@@ -64,15 +64,23 @@ def get_config() -> config_dict.ConfigDict:
     c.optimization.batch_size = 1  # samples a step and data-parallel device
     c.optimization.gradient_accumulation_steps = 1
     c.optimization.max_grad_norm = 1.0  # global norm; 0 for no clipping
-    c.optimization.optimizer_type = "adamw"
+    c.optimization.optimizer_type = "adamw"  # or "adamw8bit": moments of a byte each
+    c.optimization.first_moment_dtype = "float32"  # of adamw; or "bfloat16"
+    # constant, linear, cosine, cosine_with_restarts, polynomial or step: torch's curves
     c.optimization.scheduler_type = "linear"
     c.optimization.scheduler_params = ()  # pairs, e.g. (("end_factor", 0.1),)
-    c.optimization.enable_gradient_checkpointing = True  # recompute blocks in the backward pass
+    c.optimization.warmup_steps = 0  # steps over which the rate grows to the schedule's
+    c.optimization.ema_decay = 0.0  # of a running mean of the adapters, exported too; 0 is off
+    # Recompute blocks in the backward pass: True, False, or what to keep: "attention" saves the
+    # attention outputs, "offload" moves the blocks' inputs to host memory.
+    c.optimization.enable_gradient_checkpointing = config_dict.FieldReference(
+        True, field_type=object
+    )
 
     c.acceleration = config_dict.ConfigDict()
     c.acceleration.mixed_precision_mode = "bf16"  # base weights and activations; "no" is float32
+    # Storage of the blocks' frozen weights: "int8", "fp8" or "nf4"; nothing keeps mixed_precision's.
     c.acceleration.quantization = config_dict.placeholder(str)
-
     c.acceleration.load_text_encoder_in_8bit = False  # not needed: it never stands beside training
 
     c.mesh = config_dict.ConfigDict()
@@ -95,7 +103,14 @@ def get_config() -> config_dict.ConfigDict:
     c.validation.seed = 42
     c.validation.inference_steps = 30
     c.validation.interval = 100  # steps between samples; 0 for none
-    c.validation.guidance_scale = 3.0
+    c.validation.guidance_scale = 3.0  # of the prompt over the negative prompt; 1 is off
+    c.validation.audio_cfg_scale = config_dict.placeholder(float)  # of the sound; as guidance_scale
+    c.validation.video_modality_guidance_scale = 1.0  # of hearing the sound over not; 1 is off
+    c.validation.audio_modality_guidance_scale = 1.0  # of seeing the picture over not; 1 is off
+    c.validation.guidance_rescale = 0.0  # towards the unguided contrast, 0..1
+    c.validation.audio_guidance_rescale = config_dict.placeholder(float)  # as guidance_rescale
+    # Guidance passes side by side (True) or one after the other (False): by free memory if None.
+    c.validation.batch_guidance = config_dict.placeholder(bool)
     c.validation.generate_audio = True
     c.validation.skip_initial_validation = False
     c.validation.stg_scale = 0.0  # 0 is off
