@@ -1,11 +1,14 @@
 """The commands' way in: flags, and one-line errors."""
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -19,16 +22,12 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"command line: {message}; see --help")
 
 
-def run(main: Callable[[ConfigDict], None], argv: Sequence[str] | None = None) -> None:
-    """Call main(config) for `--config FILE [--config.key=value ...]`; see `exiting`."""
-    exiting(lambda: main(parse_config(sys.argv if argv is None else argv)))
-
-
 def exiting(command: Callable[[], None]) -> None:
     """Run a command; what a person can mend becomes one line on stderr and exit code 2.
 
     That is an InputError, and a file or folder that the system refuses (permissions, full disk).
     """
+    set_up_jax()
     try:
         command()
     except InputError as error:
@@ -41,6 +40,18 @@ def exiting(command: Callable[[], None]) -> None:
         return
     print("error: " + " ".join(reason.split()), file=sys.stderr)
     sys.exit(2)
+
+
+def set_up_jax() -> None:
+    """What every command wants of JAX, unless the environment says otherwise.
+
+    Compiled programs are kept between starts. Most of a GPU's memory is given to JAX, whose own
+    default of three quarters is too little for the model.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "justdubit_jax" / "compiled"))
 
 
 def parse_config(argv: Sequence[str]) -> ConfigDict:

@@ -41,7 +41,7 @@ class Sample:
     files: Mapping[str, Path]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Bucket:
     """Samples of equal shapes; `grid` is the target's latent (frames, rows, columns)."""
 
@@ -171,24 +171,30 @@ class Batches:
         mixed = grain.MapDataset.mix(parts, weights=sizes) if len(parts) > 1 else parts[0]
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         self.buckets = buckets
+        self._samples = batch_size * hosts
         self._iterator = iter(mixed.to_iter_dataset(options))
 
-    def __iter__(self) -> Iterator[tuple[Bucket, list[str], Batch]]:
+    def __iter__(self) -> Iterator[tuple[Bucket, list[Sample], Batch]]:
         return self
 
-    def __next__(self) -> tuple[Bucket, list[str], Batch]:
-        """A batch's bucket, the names of its samples, and the samples stacked."""
+    def __next__(self) -> tuple[Bucket, list[Sample], Batch]:
+        """A batch's bucket, its samples, and the samples stacked."""
         indices, samples, batch = next(self._iterator)
         bucket = self.buckets[int(indices[0])]
-        return bucket, [bucket.samples[i].name for i in samples], batch
+        return bucket, [bucket.samples[i] for i in samples], batch
 
     @property
     def state(self) -> dict[str, Any]:
-        return self._iterator.get_state()
+        """The position: batches taken by every host, and samples in one of all hosts."""
+        return {**self._iterator.get_state(), "samples": self._samples}
 
     @state.setter
-    def state(self, state: dict[str, Any]) -> None:
-        self._iterator.set_state(state)
+    def state(self, state: Mapping[str, Any]) -> None:
+        taken = dict(state)
+        # Other batches begin within the one that holds the first sample not yet seen.
+        before = taken.pop("samples")
+        taken["next_index"] = taken["next_index"] * before // self._samples
+        self._iterator.set_state(taken)
 
 
 def _open(path: Path, role: str) -> Any:

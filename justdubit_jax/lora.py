@@ -147,9 +147,18 @@ def file_tensors(adapters: Mapping[str, Any]) -> dict[str, Any]:
     return dict(sorted(tensors.items()))
 
 
-def export_path(output_dir: Path, step: int) -> Path:
-    """OUTPUT/checkpoints/lora_weights_step_00250.safetensors, as the torch trainer names it."""
-    return output_dir / "checkpoints" / f"lora_weights_step_{step:05d}.safetensors"
+def export_path(output_dir: Path, step: int, mean: bool = False) -> Path:
+    """OUTPUT/checkpoints/lora_weights_step_00250.safetensors, as the torch trainer names it.
+
+    The running mean's file ends with _ema.safetensors.
+    """
+    name = f"lora_weights_step_{step:05d}{'_ema' if mean else ''}.safetensors"
+    return output_dir / "checkpoints" / name
+
+
+def step_of(path: Path) -> int:
+    """The step of a file that `export_path` named."""
+    return int(path.stem.removesuffix("_ema").rpartition("_")[2])
 
 
 def write_file(path: Path, adapters: Adapters, dtype: Any, metadata: Mapping[str, str]) -> None:

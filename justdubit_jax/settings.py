@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import LoRAConfig
 from justdubit_jax.media import exact_fps
+from justdubit_jax.models.transformer import Remat
 from justdubit_jax.objective import MaskLoss, SigmaSampling
 from justdubit_jax.tokens import FRAMES_PER_LATENT, PIXELS_PER_LATENT
 
@@ -66,9 +67,10 @@ class Settings:
     steps: int
     batch_size: int
     max_grad_norm: float
-    remat: bool
+    accumulation: int  # micro-batches a step
+    remat: Remat
     mesh: tuple[int, int]
-    data_root: Path
+    data_root: Path | None  # None only for a dry run
     reader_threads: int
     checkpoint_interval: int
     keep_last_n: int
@@ -80,8 +82,11 @@ class Settings:
     output_dir: Path
 
 
-def read(config: Any) -> Settings:
-    """Check a ConfigDict with the keys of configs/dub.py. Raises InputError naming the key."""
+def read(config: Any, dry_run: bool = False) -> Settings:
+    """Check a ConfigDict with the keys of configs/dub.py. Raises InputError naming the key.
+
+    A dry run may do without a data set.
+    """
     _refuse(config)
     strategy, optimization = config.training_strategy, config.optimization
     masks = strategy.mask_config
@@ -135,9 +140,14 @@ def read(config: Any) -> Settings:
         steps=_at_least(1, optimization.steps, "optimization.steps"),
         batch_size=_at_least(1, optimization.batch_size, "optimization.batch_size"),
         max_grad_norm=_at_least(0, optimization.max_grad_norm, "optimization.max_grad_norm"),
-        remat=optimization.enable_gradient_checkpointing,
+        accumulation=_at_least(
+            1, optimization.gradient_accumulation_steps, "optimization.gradient_accumulation_steps"
+        ),
+        remat=_remat(optimization.enable_gradient_checkpointing),
         mesh=(config.mesh.data, _at_least(1, config.mesh.fsdp, "mesh.fsdp")),
-        data_root=_existing(config.data.preprocessed_data_root, "data.preprocessed_data_root"),
+        data_root=(_optional_path if dry_run else _existing)(
+            config.data.preprocessed_data_root, "data.preprocessed_data_root"
+        ),
         reader_threads=_at_least(
             0, config.data.num_dataloader_workers, "data.num_dataloader_workers"
         ),
@@ -202,9 +212,6 @@ def _refuse(config: Any) -> None:
         f"optimization.scheduler_type={optimization.scheduler_type!r} (only 'linear')": (
             optimization.scheduler_type != "linear"
         ),
-        "optimization.gradient_accumulation_steps above 1": (
-            optimization.gradient_accumulation_steps != 1
-        ),
     }
     for what, asked in not_yet.items():
         if asked:
@@ -257,6 +264,16 @@ def _validation(config: Any) -> Validation:
         if v.prompts and v.interval
         else None,
     )
+
+
+def _remat(value: Any) -> Remat:
+    names = {True: "full", False: "none", "attention": "attention", "offload": "offload"}
+    if value not in names:
+        raise InputError(
+            f"config: optimization.enable_gradient_checkpointing is {value!r}, "
+            "expected True, False, 'attention' or 'offload'"
+        )
+    return names[value]  # type: ignore[return-value]
 
 
 def _sampling(flow: Any) -> SigmaSampling:

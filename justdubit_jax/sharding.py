@@ -1,5 +1,9 @@
 """The device mesh, and where every array lives on it: one rule each for weights and batches."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -34,6 +38,31 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch(mesh: Mesh) -> NamedSharding:
     """Samples over all devices: those that share one copy of the weights hold different ones."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def micro_batches(mesh: Mesh) -> NamedSharding:
+    """The same behind a leading axis of micro-batches, which follow one another in time."""
+    return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
+
+
+def spread(tree: Any, places: Any) -> Any:
+    """Host arrays, whole on every process, as arrays with these shardings."""
+    return jax.tree.map(
+        lambda x, place: jax.make_array_from_callback(x.shape, place, lambda index: x[index]),
+        tree,
+        places,
+    )
+
+
+def gather(mesh: Mesh) -> Callable[[Any], Any] | None:
+    """From one block's weights as they are stored to the whole block on every device.
+
+    It runs inside the scan over the blocks, so that one block is gathered at a time, in the
+    backward pass again. None where every device has all weights.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return None
+    return functools.partial(jax.lax.with_sharding_constraint, shardings=replicated(mesh))
 
 
 def weight(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:

@@ -1,27 +1,29 @@
 """python -m justdubit_jax.train --config configs/dub.py: train the LoRA.
 
 OUTPUT/ gets `state/` (Orbax steps), `checkpoints/` (LoRA files) and `metrics.jsonl`. Started again
-with the same output_dir, training continues from the newest step.
+with the same output_dir, training continues from the newest step; `--fresh` starts over.
+`--dry-run` says what a run needs, and reads no weights.
 """
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from justdubit_jax import (
     cli,
+    distributed,
+    files,
     keys,
     lora,
-    objective,
     optim,
+    plan,
     report,
     settings,
     sharding,
@@ -29,233 +31,297 @@ from justdubit_jax import (
     weights,
 )
 from justdubit_jax.checkpoint import Checkpoints, State
-from justdubit_jax.data import Batches, find_samples, make_buckets
+from justdubit_jax.data import (
+    Batches,
+    Bucket,
+    Sample,
+    find_samples,
+    make_buckets,
+    read_sample,
+)
 from justdubit_jax.errors import InputError
-from justdubit_jax.metrics import Metrics, open_logs
-from justdubit_jax.models.transformer import CrossTimestep
+from justdubit_jax.fingerprint import check_same, fingerprint
+from justdubit_jax.interrupt import Interrupt
+from justdubit_jax.metrics import Metrics, NotFinite, open_logs
+from justdubit_jax.objective import Batch
 from justdubit_jax.settings import Settings
+from justdubit_jax.step import Training, first_state, prepare
 
-# PEFT's name of a parameter, which learning-rate patterns are searched in.
-_PARAMETER_NAME = "base_model.model.{}.default.weight"
+# What `--fresh` moves to OUTPUT/previous/1 and so on.
+_OF_A_RUN = ("state", "checkpoints", "samples", "tensorboard", "wandb", "best.json")
+_OF_A_RUN += ("metrics.jsonl", "validation.jsonl")
 
 
-def main(config: ConfigDict) -> None:
+def main(config: ConfigDict, fresh: bool = False) -> None:
     """Set up, then one loop."""
+    distributed.start()
     run = settings.read(config)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(
+        stderr=True, highlight=False, soft_wrap=True, quiet=not distributed.is_first()
+    )
     mesh = sharding.make_mesh(*run.mesh)
+    buckets, held_out = read_data(run)
+    source = weights.open_checkpoint(run.model_path)
+    training = prepare(run, source.config, mesh)
+    idle = [name for name in keys.PARTS if name != keys.TRANSFORMER.name]
+    console.print(f"{run.model_path}: transformer; not needed to train: {', '.join(idle)}")
+    for target, names in training.targets.items():
+        console.print(f"LoRA {target}: {len(names)} modules")
+
+    with Interrupt() as interrupt, ThreadPoolExecutor(1) as compiler:
+        claim_output(run.output_dir, fresh)
+        checkpoints = Checkpoints(run.output_dir / "state")
+        names = (sample.name for bucket in buckets for sample in bucket.samples)
+        mark = fingerprint(config, source.shapes, names)
+        newest, meta = continued(console, checkpoints, mark)
+        prepared = validate.prepare(run, source)  # before the transformer takes the memory
+        programs = compile_steps(compiler, training, buckets)
+        frozen = load_base(training, source)
+        batches = Batches(
+            buckets,
+            run.accumulation * run.batch_size * mesh.size // jax.process_count(),
+            run.seed,
+            run.reader_threads,
+            jax.process_index(),
+            jax.process_count(),
+        )
+        if newest is None:
+            state = first_state(training)
+        else:
+            state = checkpoints.restore(newest, training.abstract_state)
+            batches.state = meta["data"]
+            console.print(f"continuing {run.output_dir} from step {newest}")
+            export_lora(training, state, only_missing=True)
+        largest = next(iter(programs.values())).result().plan
+        plan.check_fits(largest, plan.device_memory())
+        plan.show(console, largest, plan.device_memory())
+        first_step = int(state.step)
+        with report.Display(console, run.steps) as display:
+            logs = open_logs(run, first_step, str(config))
+            metrics = Metrics(
+                run, first_step, optim.curves(run.optimizer), display, logs, plan.peak_flops(mesh)
+            )
+            sampler = validate.Sampler(
+                run,
+                source,
+                training.graphdef,
+                training.model.config,
+                prepared,
+                training.cross_timestep,
+                display,
+                logs,
+            )
+            holdout = validate.Holdout(
+                run, training.graphdef, make_buckets(held_out), training.cross_timestep, logs
+            )
+
+            def save() -> None:
+                """The state and the LoRA file of this step; the oldest of both go."""
+                remove_old(run, checkpoints)
+                record = {"data": batches.state, "lora": lora_record(training)}
+                checkpoints.save(state, record | {"fingerprint": mark})
+                export_lora(training, state)
+
+            def look(step: int) -> None:
+                """Samples and held-out loss; they draw from their own keys and change nothing."""
+                with metrics.pause():
+                    if prepared:
+                        sampler.write(step, state.adapters, frozen)
+                        metrics.curve()
+                    if held_out:
+                        loss = holdout.measure(step, state.adapters, frozen)["loss"]
+                        display.log(f"step {step}/{run.steps}  held-out loss {loss:.4f}")
+
+            interrupt.guarded = True
+            if run.validation.interval and not run.validation.skip_initial and first_step == 0:
+                look(0)
+            stopped = interrupt.asked
+            try:
+                for step in range(first_step + 1, run.steps + 1):
+                    if stopped:
+                        break
+                    bucket, samples, batch = next(batches)
+                    program = programs[bucket].result()
+                    state, values = program.run(state, frozen, spread(training, batch))
+                    paths = [str(sample.files["latents"]) for sample in samples]
+                    metrics.add(step, values, paths, program.plan.flops.model)
+                    stopped = interrupt.reached(step)
+                    due = run.checkpoint_interval and step % run.checkpoint_interval == 0
+                    if due or step == run.steps or stopped:
+                        save()
+                        if run.keep_best and not stopped:
+                            file = lora.export_path(run.output_dir, step)
+                            holdout.name_best(holdout.measure(step, state.adapters, frozen), file)
+                    if (
+                        not stopped
+                        and run.validation.interval
+                        and step % run.validation.interval == 0
+                    ):
+                        look(step)
+                metrics.close()
+            except NotFinite as error:
+                save()
+                checkpoints.wait()
+                raise InputError(
+                    f"{run.output_dir}: loss or gradient not finite three steps in a row, not "
+                    f"applied: {error}; the state before them is saved as step {int(state.step)}"
+                ) from None
+        remove_old(run, checkpoints)
+        checkpoints.close()
+    last = lora.export_path(run.output_dir, int(state.step))
+    console.print(f"{'stopped; the same command continues' if stopped else 'done'}: {last}")
+
+
+def dry_run(config: ConfigDict, memory: int | None) -> None:
+    """Print what the largest step needs; `memory` is the device's bytes, else what it tells."""
+    run = settings.read(config, dry_run=True)
+    mesh = sharding.make_mesh(*run.mesh)
+    training = prepare(run, plan.checkpoint_config(run.model_path), mesh)
+    if run.data_root is not None:
+        bucket = max(read_data(run)[0], key=lambda bucket: math.prod(bucket.grid))
+        sample, grid = read_sample(bucket.samples[0]), bucket.grid
+    else:
+        sample, grid = plan.sample_like_validation(run, training.model.config)
+    program = plan.compiled(training, sample, grid, stand_in=jax.default_backend() != "gpu")
+    plan.show(
+        Console(highlight=False, soft_wrap=True), program.plan, memory or plan.device_memory()
+    )
+
+
+def read_data(run: Settings) -> tuple[list[Bucket], list[Sample]]:
+    """The buckets to train on, and the samples that are held out."""
+    assert run.data_root is not None, "only a dry run may lack it"
     samples = find_samples(run.data_root, run.folders)
     samples, held_out = validate.split_holdout(samples, run.validation.holdout, run.seed)
     if not samples:
         raise InputError("config: validation.holdout leaves no sample to train on")
-    buckets = make_buckets(samples)
-
-    source = weights.open_checkpoint(run.model_path)
-    model, targets = lora.adapted_model(source.config, run.lora)
-    idle = [name for name in keys.PARTS if name != keys.TRANSFORMER.name]
-    console.print(f"{run.model_path}: transformer; not needed to train: {', '.join(idle)}")
-    for target, names in targets.items():
-        console.print(f"LoRA {target}: {len(names)} modules")
-    prepared = validate.prepare(run, source)  # before the transformer takes the memory
-    model = weights.load(
-        source, keys.TRANSFORMER, model, run.dtype, functools.partial(sharding.weight, mesh)
-    )
-    graphdef, shapes, frozen = lora.split(model)
-    transformer_config = model.config
-    del model
-
-    tx, rates = make_optimizer(run, shapes)
-    place = state_shardings(shapes, tx, mesh)
-    state = first_state(run, shapes, tx, place)
-    checkpoints = Checkpoints(run.output_dir / "state", run.keep_last_n)
-    hosts = jax.process_count()
-    batches = Batches(
-        buckets,
-        run.batch_size * mesh.size // hosts,
-        run.seed,
-        run.reader_threads,
-        jax.process_index(),
-        hosts,
-    )
-    cross_timestep: CrossTimestep = "other" if run.cross_timestep == "other" else "own"
-    export = functools.partial(export_lora, run, cross_timestep)
-    if checkpoints.steps:
-        newest = checkpoints.steps[-1]
-        state, meta = checkpoints.restore(newest, state)
-        batches.state = meta["data"]
-        console.print(f"continuing {run.output_dir} from step {newest}")
-        if not lora.export_path(run.output_dir, newest).exists():
-            export(state.adapters, newest)
-    first_step = int(state.step)
-    step_fn = make_step(run, graphdef, tx, mesh, place, cross_timestep)
-    logs = open_logs(run, first_step, str(config))
-    with report.Display(console, run.steps) as display:
-        metrics = Metrics(run, first_step, rates, display, logs)
-        sampler = validate.Sampler(
-            run, source, graphdef, transformer_config, prepared, cross_timestep, display, logs
-        )
-        holdout = validate.Holdout(run, graphdef, make_buckets(held_out), cross_timestep, logs)
-
-        def look(step: int) -> None:
-            """Samples and held-out loss; they draw from their own keys and change nothing."""
-            with metrics.pause():
-                if prepared:
-                    sampler.write(step, state.adapters, frozen)
-                    metrics.curve()
-                if held_out:
-                    loss = holdout.measure(step, state.adapters, frozen)["loss"]
-                    display.log(f"step {step}/{run.steps}  held-out loss {loss:.4f}")
-
-        if run.validation.interval and not run.validation.skip_initial and first_step == 0:
-            look(0)
-        for step in range(first_step + 1, run.steps + 1):
-            bucket, _, batch = next(batches)
-            spread = functools.partial(jax.make_array_from_process_local_data, sharding.batch(mesh))
-            state, values = step_fn(state, frozen, jax.tree.map(spread, batch), bucket.grid)
-            metrics.add(step, values)
-            due = run.checkpoint_interval and step % run.checkpoint_interval == 0
-            if due or step == run.steps:
-                record = {"data": batches.state, "lora": lora_record(run, cross_timestep)}
-                checkpoints.save(state, record)
-                export(state.adapters, step)
-                checkpoints.wait()
-                if run.keep_best:
-                    file = lora.export_path(run.output_dir, step)
-                    holdout.name_best(holdout.measure(step, state.adapters, frozen), file)
-                remove_old_exports(run.output_dir, run.keep_last_n)
-            if run.validation.interval and step % run.validation.interval == 0:
-                look(step)
-        metrics.close()
-    checkpoints.close()
-    console.print(f"done: {lora.export_path(run.output_dir, int(state.step))}")
+    return make_buckets(samples), held_out
 
 
-def make_optimizer(
-    run: Settings, shapes: Mapping[str, Any]
-) -> tuple[optax.GradientTransformation, dict[str, Any]]:
-    """The optimizer of the run and, for the log, the schedule of each distinct base rate."""
-    names = {
-        path: [_PARAMETER_NAME.format(name) for name in lora.names(path, leaf.shape)]
-        for path, leaf in shapes.items()
-    }
-    rates = optim.base_rates(names, run.learning_rate, run.learning_rate_groups)
-    schedule = optim.linear_schedule(run.steps, **run.schedule)
-    groups = {"default": run.learning_rate, **dict(run.learning_rate_groups)}
-    rate_of = {name: functools.partial(schedule, np.float32(rate)) for name, rate in groups.items()}
-    return optim.make_optimizer(rates, schedule, run.max_grad_norm), rate_of
+def claim_output(output: Path, fresh: bool) -> None:
+    """Make the folder ready: leftovers of killed processes go, and with `fresh` a run moves aside.
 
-
-def state_shardings(
-    shapes: Mapping[str, Any], tx: optax.GradientTransformation, mesh: Any
-) -> State:
-    """Where the adapters, their moments and the step counter live."""
-    place = {path: sharding.weight(mesh, path, leaf.shape) for path, leaf in shapes.items()}
-    everywhere: Any = sharding.replicated(mesh)
-
-    def of_moment(path: Any, leaf: Any) -> Any:  # moments are trees of the adapters' paths
-        return place.get(getattr(path[-1], "key", ""), everywhere)
-
-    moments = jax.tree_util.tree_map_with_path(of_moment, jax.eval_shape(tx.init, dict(shapes)))
-    return State(place, moments, everywhere)
-
-
-def first_state(
-    run: Settings, shapes: Mapping[str, Any], tx: optax.GradientTransformation, place: State
-) -> State:
-    """Adapters as PEFT starts them, or from `model.load_checkpoint`; born with their shardings."""
-    if run.load_checkpoint is None:
-        start = jax.jit(lambda key: lora.init(shapes, key), out_shardings=place.adapters)
-        adapters = start(jax.random.key(run.seed))
-    else:
-        file = newest_lora(run.load_checkpoint)
-        adapters = jax.device_put(lora.read_file(file, shapes), place.adapters)
-    moments = jax.jit(tx.init, out_shardings=place.moments)(adapters)
-    return State(adapters, moments, jax.device_put(jnp.int32(0), place.step))
-
-
-def make_step(
-    run: Settings,
-    graphdef: Any,
-    tx: optax.GradientTransformation,
-    mesh: Any,
-    place: State,
-    cross_timestep: CrossTimestep,
-) -> Any:
-    """The jitted step: (state, frozen, batch, grid) -> (state, metrics); state is donated."""
-
-    def step(state: State, frozen: Any, batch: objective.Batch, grid: tuple[int, int, int]) -> Any:
-        key = jax.random.fold_in(jax.random.key(run.seed), state.step)
-        draw_key, dropout_key = jax.random.split(key)
-        draws = objective.draw(draw_key, batch, run.sampling, run.first_frame_p, grid[0])
-
-        def loss(adapters: lora.Adapters) -> Any:
-            model = lora.merge(graphdef, adapters, frozen)
-            seed_block = lora.seed_all(model, dropout_key) if run.lora.dropout else None
-            return objective.loss(
-                model,
-                batch,
-                draws,
-                grid=grid,
-                mask_loss=run.mask_loss,
-                isolate=run.isolate,
-                dtype=run.dtype,
-                cross_timestep=cross_timestep,
-                remat=run.remat,
-                prepare_block=seed_block,
+    Raises InputError if there are LoRA files that a new run would overwrite.
+    """
+    if distributed.is_first():
+        files.remove_leftovers(output)
+        made = [output / name for name in _OF_A_RUN if (output / name).exists()]
+        if fresh and made:
+            aside = output / "previous"
+            numbers = [int(p.name) for p in aside.glob("*") if p.name.isdigit()]
+            aside /= str(max(numbers, default=0) + 1)
+            aside.mkdir(parents=True)
+            for path in made:
+                path.rename(aside / path.name)
+        elif not (output / "state").exists() and any((output / "checkpoints").glob("lora_*")):
+            raise InputError(
+                f"{output}: LoRA files of a run without its state/; choose another output_dir, or "
+                "--fresh, which moves them to previous/"
             )
-
-        gradients, metrics = jax.grad(loss, has_aux=True)(state.adapters)
-        metrics["grad_norm"] = optax.tree.norm(gradients)
-        updates, moments = tx.update(gradients, state.moments, state.adapters)
-        adapters: Any = optax.apply_updates(state.adapters, updates)
-        return State(adapters, moments, state.step + 1), metrics
-
-    return jax.jit(
-        step,
-        static_argnums=3,
-        donate_argnums=0,
-        # The frozen weights come as they were loaded.
-        in_shardings=(place, None, sharding.batch(mesh)),
-        out_shardings=(place, sharding.replicated(mesh)),
-    )
+    distributed.wait_for_all("the output folder is ready")
 
 
-def lora_record(run: Settings, cross_timestep: CrossTimestep) -> dict[str, str]:
+def continued(
+    console: Console, checkpoints: Checkpoints, mark: Mapping[str, str]
+) -> tuple[int | None, dict[str, Any]]:
+    """The newest step and its record. Raises InputError if another run wrote it."""
+    if not checkpoints.steps:
+        return None, {}
+    newest = checkpoints.steps[-1]
+    meta = checkpoints.meta(newest)
+    if changed := check_same(meta["fingerprint"], mark):
+        console.print(f"changed since step {newest}: {', '.join(changed)}")
+    return newest, meta
+
+
+def compile_steps(
+    compiler: ThreadPoolExecutor, training: Training, buckets: Sequence[Bucket]
+) -> dict[Bucket, Future[plan.Program]]:
+    """Every bucket's step, largest first, compiled in the background while weights load."""
+    order = sorted(buckets, key=lambda bucket: -math.prod(bucket.grid))
+    return {
+        bucket: compiler.submit(
+            plan.compiled, training, read_sample(bucket.samples[0]), bucket.grid
+        )
+        for bucket in order
+    }
+
+
+def load_base(training: Training, source: weights.Checkpoint) -> Any:
+    """The frozen weights, on their devices."""
+    place = functools.partial(sharding.weight, training.mesh)
+    model = weights.load(source, keys.TRANSFORMER, training.model, training.run.dtype, place)
+    return lora.split(model)[2]
+
+
+def spread(training: Training, batch: Batch) -> Batch:
+    """This process's samples as its part of the step's batch, in micro-batches."""
+    place = sharding.micro_batches(training.mesh)
+
+    def put(x: Any) -> jax.Array:
+        micro = x.reshape(training.run.accumulation, -1, *x.shape[1:])
+        return jax.make_array_from_process_local_data(place, micro)
+
+    return jax.tree.map(put, batch)
+
+
+def lora_record(training: Training) -> dict[str, str]:
     """What a LoRA file says of itself in its metadata; strings, as safetensors wants them."""
     return {
-        "rank": str(run.lora.rank),
-        "alpha": str(run.lora.alpha),
-        "cross_timestep": cross_timestep,
+        "rank": str(training.run.lora.rank),
+        "alpha": str(training.run.lora.alpha),
+        "cross_timestep": training.cross_timestep,
         "reference_downscale_factor": "1",  # ltx-pipelines reads it: reference at full size
     }
 
 
-def export_lora(
-    run: Settings, cross_timestep: CrossTimestep, adapters: lora.Adapters, step: int
-) -> None:
-    """Write the LoRA file of a step."""
-    metadata = {**lora_record(run, cross_timestep), "step": str(step)}
-    lora.write_file(lora.export_path(run.output_dir, step), adapters, run.export_dtype, metadata)
+def export_lora(training: Training, state: State, only_missing: bool = False) -> None:
+    """Write the LoRA file of a step, and that of the running mean beside it."""
+    run, step = training.run, int(state.step)
+    metadata = {**lora_record(training), "step": str(step)}
+    for adapters, mean in ((state.adapters, False), (state.mean, True)):
+        path = lora.export_path(run.output_dir, step, mean)
+        if adapters is None or (only_missing and path.exists()):
+            continue
+        tensors = distributed.gathered(adapters)
+        if distributed.is_first():
+            lora.write_file(path, tensors, run.export_dtype, metadata)
 
 
-def remove_old_exports(output_dir: Path, keep_last_n: int) -> None:
-    """Keep the newest LoRA files, as many as Orbax keeps steps, and the best one."""
-    files = sorted((output_dir / "checkpoints").glob("lora_weights_step_*.safetensors"))
-    best = validate.best_file(output_dir)
-    for path in files[:-keep_last_n] if keep_last_n > 0 else []:
-        if path.name != best:
-            path.unlink()
+def remove_old(run: Settings, checkpoints: Checkpoints) -> None:
+    """Keep the newest complete steps and their LoRA files, and the best."""
+    if run.keep_last_n < 1:
+        return
+    checkpoints.wait()
+    kept = {*checkpoints.steps[-run.keep_last_n :], validate.best_step(run.output_dir)}
+    checkpoints.keep_only(kept)
+    if distributed.is_first():
+        for path in (run.output_dir / "checkpoints").glob("lora_weights_step_*.safetensors"):
+            if lora.step_of(path) not in kept:
+                path.unlink()
 
 
-def newest_lora(path: Path) -> Path:
-    """The file itself, or the one with the highest step in a folder."""
-    if path.is_file():
-        return path
-    files = [p for p in path.rglob("*step_*.safetensors") if p.stem.rpartition("_")[2].isdigit()]
-    if not files:
-        raise InputError(f"config: model.load_checkpoint: {path} has no *step_*.safetensors")
-    return max(files, key=lambda p: int(p.stem.rpartition("_")[2]))
+def command() -> None:
+    """The command line: this command's own flags, and the config's."""
+    parser = cli.Parser(
+        prog="python -m justdubit_jax.train",
+        description=f"{str(__doc__).partition(chr(10))[0]} Every key of the config can be given as "
+        "--config.key=value.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="Python file, e.g. configs/dub.py")
+    parser.add_argument("--fresh", action="store_true", help="start over; move what is there aside")
+    parser.add_argument("--dry-run", action="store_true", help="say what a run needs, and stop")
+    parser.add_argument(
+        "--device-memory", type=plan.parse_bytes, help="for --dry-run, e.g. 80GB; default: ask"
+    )
+    own, others = parser.parse_known_args()
+    config = cli.parse_config(["train", "--config", own.config, *others])
+    if own.dry_run:
+        dry_run(config, own.device_memory)
+    else:
+        main(config, own.fresh)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.exiting(command)

@@ -232,7 +232,7 @@ class Holdout:
                 temporary.write_text(json.dumps(best) + "\n")
 
 
-def best_file(output: Path) -> str | None:
-    """The name of the LoRA file that best.json names."""
+def best_step(output: Path) -> int | None:
+    """The step that best.json names."""
     path = output / "best.json"
-    return json.loads(path.read_text())["file"] if path.exists() else None
+    return json.loads(path.read_text())["step"] if path.exists() else None

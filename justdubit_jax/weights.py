@@ -255,6 +255,18 @@ def load[Model: nnx.Module](
     return nnx.merge(graphdef, state)
 
 
+def abstract[Model: nnx.Module](model: Model, dtype: DTypeLike, shardings: Shardings) -> Model:
+    """What `load` will make of an abstract model: shapes, types and shardings."""
+    graphdef, state = nnx.split(model)
+    for path, variable in nnx.to_flat_state(state):
+        if isinstance(variable, Frozen):
+            name, shape = ".".join(map(str, path)), tuple(variable.shape)
+            kept = jnp.float32 if keys.matches_any(name, _FLOAT32) else dtype
+            leaf = jax.ShapeDtypeStruct(shape, kept, sharding=shardings(name, shape))
+            variable.set_value(leaf)
+    return nnx.merge(graphdef, state)
+
+
 class Target(NamedTuple):
     """What an array is to become; dtype None keeps the file's."""
 

@@ -7,12 +7,16 @@ are the shapes: a Linear weight is [out, in], a convolution's [out, in, *kernel]
 always read from a file, so modules start as zeros and are built under `nnx.eval_shape`.
 """
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -74,6 +78,9 @@ class RMSNorm(nnx.Module):
         return rms_norm(x, self.eps) * self.weight[...].astype(x.dtype)
 
 
+ATTENTION = "attention"  # the name of its outputs, for rematerialisation policies
+
+
 def attention(
     q: Float[Array, "b t h d"],
     k: Float[Array, "b s h d"],
@@ -86,14 +93,52 @@ def attention(
     elsewhere XLA's. Structure (which tokens see which) is expressed by slicing before the call,
     never by a mask: a query without any key has no portable meaning.
     """
+    if _stand_in.get():
+        return _flash_stand_in(q, k, v)
     half = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
-    return jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        key_value_seq_lengths=kv_len,
-        implementation="cudnn" if half and jax.default_backend() == "gpu" else "xla",
+    flash = half and jax.default_backend() == "gpu"
+    out = jax.nn.dot_product_attention(
+        q, k, v, key_value_seq_lengths=kv_len, implementation="cudnn" if flash else "xla"
     )
+    return out if flash else checkpoint_name(out, ATTENTION)
+
+
+_stand_in: ContextVar[bool] = ContextVar("flash attention is stood in for", default=False)
+
+
+@contextlib.contextmanager
+def flash_stand_in() -> Iterator[None]:
+    """Trace attention as something else with flash attention's memory.
+
+    cuDNN's cannot be compiled without a GPU, and XLA's holds all scores. For plans only: what is
+    computed is meaningless.
+    """
+    token = _stand_in.set(True)
+    try:
+        yield
+    finally:
+        _stand_in.reset(token)
+
+
+@jax.custom_vjp
+def _flash_stand_in(q: Array, k: Array, v: Array) -> Array:
+    return q + k.mean(1, keepdims=True) + v.mean(1, keepdims=True)
+
+
+def _flash_forward(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
+    out = checkpoint_name(_flash_stand_in(q, k, v), ATTENTION)
+    statistics = checkpoint_name(out[..., 0].astype(jnp.float32), ATTENTION)
+    return out, (q, k, v, out, statistics)
+
+
+def _flash_backward(kept: Any, d_out: Array) -> tuple[Array, Array, Array]:
+    q, k, v, out, statistics = kept
+    d_q = d_out * out * statistics[..., None].astype(q.dtype) + q
+    mean = d_q.mean(1, keepdims=True)
+    return d_q, k * mean, v * mean
+
+
+_flash_stand_in.defvjp(_flash_forward, _flash_backward)
 
 
 def frequency_grid(theta: float, axes: int, dim: int) -> Float[np.ndarray, " n"]:

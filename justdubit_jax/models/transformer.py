@@ -17,16 +17,19 @@ Source of the formulas: Lightricks/LTX-2 packages/ltx-core/src/ltx_core/model/tr
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from justdubit_jax.errors import InputError
 from justdubit_jax.models.layers import (
+    ATTENTION,
     Attention,
     FeedForward,
     Frozen,
@@ -36,6 +39,11 @@ from justdubit_jax.models.layers import (
     rms_norm,
     rotary_table,
 )
+
+# What the backward pass recomputes of the blocks: nothing ("none"), everything but their inputs
+# ("full"), that without the attention ("attention": its outputs are kept), or everything, from
+# inputs that wait in the host's memory ("offload").
+Remat = Literal["none", "full", "attention", "offload"]
 
 # Whose timesteps modulate the audio-video attention: the modality's own, per token (JustDubit's
 # trainer and its released LoRA), or the other modality's sigma (ltx-core >= 1.0.0).
@@ -395,6 +403,29 @@ def cross_attention(
     return jnp.concatenate([rest, out], 1)
 
 
+_BLOCK_INPUT = "block_input"
+
+
+def _attention_is_saved(primitive: Any, *avals: Any, **params: Any) -> bool:
+    """Whether this is flash attention, whose backward pass wants its statistics too."""
+    return "dot_product_attention_fwd" in primitive.name
+
+
+_saveable = jax.checkpoint_policies
+_POLICIES = {
+    "full": None,
+    "attention": _saveable.save_from_both_policies(
+        _saveable.save_only_these_names(ATTENTION), _attention_is_saved
+    ),
+    "offload": _saveable.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_BLOCK_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
+
+
 class Transformer(nnx.Module):
     """Velocities of all video and audio tokens; the blocks are one stacked module under a scan."""
 
@@ -403,6 +434,9 @@ class Transformer(nnx.Module):
         self.video = StreamEnds(config, config.video)
         self.audio = StreamEnds(config, config.audio)
         self.blocks = nnx.vmap(lambda: Block(config), axis_size=config.layers)()
+        # From a block's weights as they are stored to the weights as it uses them: where devices
+        # share one copy, the whole of this one block (see sharding.gather).
+        self.gather: Callable[[Any], Any] | None = None
 
     def __call__(
         self,
@@ -412,15 +446,15 @@ class Transformer(nnx.Module):
         cross_timestep: CrossTimestep,
         isolated: tuple[int, int] = (0, 0),
         skip: Skip | None = None,
-        remat: bool = False,
+        remat: Remat = "none",
         prepare_block: Any = None,
     ) -> tuple[Float[Array, "b tv cv"], Float[Array, "b ta ca"]]:
         """Predict the velocity (noise - clean latents) of every token.
 
         `isolated` is how many leading tokens of (video, audio) take no part in the attention
         between the modalities: the reference lengths, or (0, 0). `skip` leaves attention out.
-        `remat` keeps only the blocks' inputs for the backward pass. `prepare_block(block, index)`
-        may change each block before it runs (dropout keys).
+        `remat` says what the backward pass recomputes. `prepare_block(block, index)` may change
+        each block before it runs (dropout keys).
         """
         own = cross_timestep == "own"
         v, v_cond, v_embedded = self.video.enter(video, _cross_sigma(video, audio, own))
@@ -429,13 +463,16 @@ class Transformer(nnx.Module):
 
         def body(carry: Any, xs: Any) -> Any:
             weights, index, skip_here = xs
-            block: Any = nnx.merge(graphdef, weights)
+            block: Any = nnx.merge(
+                graphdef, weights if self.gather is None else self.gather(weights)
+            )
             if prepare_block is not None:
                 prepare_block(block, index)
-            return block(*carry, v_cond, a_cond, isolated, skip_here), None
+            v, a = (checkpoint_name(x, _BLOCK_INPUT) for x in carry)
+            return block(v, a, v_cond, a_cond, isolated, skip_here), None
 
-        if remat:
-            body = jax.checkpoint(body, prevent_cse=False)
+        if remat != "none":
+            body = jax.checkpoint(body, prevent_cse=False, policy=_POLICIES[remat])
         xs = (nnx.as_pure(state), jnp.arange(self.config.layers), skip)
         (v, a), _ = jax.lax.scan(body, (v, a), xs)
         return self.video.leave(v, v_cond, v_embedded), self.audio.leave(a, a_cond, a_embedded)
