@@ -127,7 +127,7 @@ def losses(run: settings.Settings) -> list[dict[str, float]]:
     with contextlib.closing(Checkpoints(run.output_dir / "state")) as checkpoints:
         trained = checkpoints.adapters(run.steps)
     untrained = lora.init(shapes, jax.random.key(run.seed))
-    buckets = data.make_buckets(data.find_samples(run.data_root, run.folders))
+    buckets, _ = train.read_data(run)
     fixed = evaluate.FixedLoss(run, graphdef, "own")
     return [fixed.mean(adapters, frozen, buckets) for adapters in (untrained, trained)]
 

@@ -25,8 +25,6 @@ from justdubit_jax.objective import Batch
 from justdubit_jax.settings import Settings
 from justdubit_jax.step import Training, sample_of_shape
 
-GB = 1e9
-
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
@@ -230,7 +228,17 @@ def check_fits(plan: Plan, limit: int | None) -> None:
 
 
 def gb(count: float) -> str:
-    return f"{count / GB:.1f} GB"
+    """In GB, 1e9 bytes; a toy's in MB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def summary(plan: Plan, limit: int | None) -> str:
+    """One line."""
+    parts = {k: v for k, v in dataclasses.asdict(plan.memory).items() if v}
+    listed = ", ".join(f"{name} {gb(count)}" for name, count in parts.items())
+    of = "" if limit is None else f" of {gb(limit)}"
+    work = plan.flops.model / 1e12
+    return f"a step: {gb(plan.memory.total)}{of} a device ({listed}); {work:.3g} TFLOP in the model"
 
 
 def advice(plan: Plan, limit: int) -> Iterator[tuple[str, int]]:
@@ -291,8 +299,8 @@ def show(console: Console, plan: Plan, limit: int | None) -> None:
         f"{training.mesh.size} devices"
     )
     console.print(
-        f"operations: {work.model / 1e12:.1f} TFLOP a step in the model, "
-        f"{work.total / 1e12:.1f} with what is recomputed"
+        f"operations: {work.model / 1e12:.4g} TFLOP a step in the model, "
+        f"{work.total / 1e12:.4g} with what is recomputed"
     )
     if plan.stood_in:
         console.print(

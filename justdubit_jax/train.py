@@ -94,7 +94,7 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
             export_lora(training, state, only_missing=True)
         largest = next(iter(programs.values())).result().plan
         plan.check_fits(largest, plan.device_memory())
-        plan.show(console, largest, plan.device_memory())
+        console.print(plan.summary(largest, plan.device_memory()))
         first_step = int(state.step)
         with report.Display(console, run.steps) as display:
             logs = open_logs(run, first_step, str(config))
@@ -293,7 +293,9 @@ def remove_old(run: Settings, checkpoints: Checkpoints) -> None:
     if run.keep_last_n < 1:
         return
     checkpoints.wait()
-    kept = {*checkpoints.steps[-run.keep_last_n :], validate.best_step(run.output_dir)}
+    kept = set(checkpoints.steps[-run.keep_last_n :])
+    if (best := validate.best_step(run.output_dir)) is not None:
+        kept.add(best)
     checkpoints.keep_only(kept)
     if distributed.is_first():
         for path in (run.output_dir / "checkpoints").glob("lora_weights_step_*.safetensors"):

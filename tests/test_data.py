@@ -51,7 +51,7 @@ def test_a_sample_as_tokens(root):
 def test_every_sample_once_an_epoch_and_shuffled(root):
     buckets = make_buckets(find_samples(root, FOLDERS))[:1]
     batches = Batches(buckets, 1, seed=0, threads=2)
-    names = [next(batches)[1][0] for _ in range(12)]
+    names = [next(batches)[1][0].name for _ in range(12)]
     epochs = [tuple(names[i : i + 4]) for i in (0, 4, 8)]
     assert all(len(set(epoch)) == 4 for epoch in epochs) and len(set(epochs)) > 1
 
@@ -60,10 +60,11 @@ def test_batches_come_from_one_bucket_and_drop_nothing(root):
     buckets = make_buckets(find_samples(root, FOLDERS))
     batches = Batches(buckets, 3, seed=0, threads=0)  # 3 does not divide 4
     seen = set()
-    for bucket, names, batch in itertools.islice(batches, 10):
+    for bucket, chosen, batch in itertools.islice(batches, 10):
         assert batch.video.target.shape == (3, int(np.prod(bucket.grid)), 16)
-        assert set(names) <= {s.name for s in bucket.samples}
-        seen |= set(names)
+        names = {s.name for s in chosen}
+        assert names <= {s.name for s in bucket.samples}
+        seen |= names
     assert len(seen) == 5
 
 

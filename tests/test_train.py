@@ -1,6 +1,5 @@
 """Training on the demo's files: devices, resume, checkpoints, configuration."""
 
-import functools
 import json
 import re
 import shutil
@@ -18,7 +17,7 @@ from ml_collections import ConfigDict
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from justdubit_jax import cli, data, keys, lora, settings, sharding, train, weights
+from justdubit_jax import cli, data, lora, plan, settings, sharding, step, train, weights
 from justdubit_jax.errors import InputError
 from justdubit_jax.models.layers import Frozen
 
@@ -38,29 +37,25 @@ def config(demo: Path, output: Path, *more: str) -> ConfigDict:
     )
 
 
-def one_step(demo, tmp_path, data_axis: int, fsdp: int, batch_size: int):
+def one_step(demo, tmp_path, data_axis: int, fsdp: int, batch_size: int, *more: str):
     """Loss terms, first moments and updated adapters after one step on eight samples."""
-    mesh_flags = (f"--config.mesh.data={data_axis}", f"--config.mesh.fsdp={fsdp}")
+    mesh_flags = (f"--config.mesh.data={data_axis}", f"--config.mesh.fsdp={fsdp}", *more)
     run = settings.read(
         config(demo, tmp_path, *mesh_flags, f"--config.optimization.batch_size={batch_size}")
     )
     mesh = sharding.make_mesh(*run.mesh)
     source = weights.open_checkpoint(run.model_path)
-    model, _ = lora.adapted_model(source.config, run.lora)
-    place = functools.partial(sharding.weight, mesh)
-    model = weights.load(source, keys.TRANSFORMER, model, run.dtype, place)
-    graphdef, shapes, frozen = lora.split(model)
-    for path, variable in weights.parameters(model).items():
-        assert variable.get_value().sharding == place(path, variable.shape), path
+    training = step.prepare(run, source.config, mesh)
+    frozen = train.load_base(training, source)
+    for want, leaf in zip(jax.tree.leaves(training.frozen), jax.tree.leaves(frozen), strict=True):
+        assert (leaf.shape, leaf.dtype, leaf.sharding) == (want.shape, want.dtype, want.sharding)
     before = jax.tree.map(np.array, frozen)
-    tx, _ = train.make_optimizer(run, shapes)
-    shardings = train.state_shardings(shapes, tx, mesh)
-    state = train.first_state(run, shapes, tx, shardings)
-    step = train.make_step(run, graphdef, tx, mesh, shardings, "own")
-    buckets = data.make_buckets(data.find_samples(run.data_root, run.folders))
-    bucket, _, batch = next(data.Batches(buckets, batch_size * mesh.size, 0, 0))
-    batch = jax.device_put(batch, sharding.batch(mesh))
-    state, metrics = step(state, frozen, batch, bucket.grid)
+    state = step.first_state(training)
+    buckets, _ = train.read_data(run)
+    per_step = run.accumulation * batch_size * mesh.size
+    bucket, _, batch = next(data.Batches(buckets, per_step, 0, 0))
+    program = plan.compiled(training, data.read_sample(bucket.samples[0]), bucket.grid)
+    state, metrics = program.run(state, frozen, train.spread(training, batch))
     jax.tree.map(np.testing.assert_array_equal, before, frozen)
     return jax.tree.map(float, metrics), state.moments[1].mu, state.adapters
 
