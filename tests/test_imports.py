@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "justdubit_jax"
 ROWS = (
     {"errors"},
     {"cli", "files", "keys", "sharding", "tokens"},
-    {"buckets", "media", "models.layers", "models.mel"},
+    {"adam8bit", "buckets", "media", "models.layers", "models.mel", "schedules"},
     {
         *("models.audio_vae", "models.connector", "models.gemma"),
         *("models.transformer", "models.video_vae", "models.vocoder"),
