@@ -45,3 +45,10 @@ def weight(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
         return replicated(mesh)
     largest = max(axes, key=lambda axis: shape[axis])
     return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
+
+
+def shortened(place: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+    """`place` for an array with shorter axes: whole along those that its mesh does not divide."""
+    axes = zip(place.spec, shape, strict=False)
+    kept = [name if name and n % place.mesh.shape[name] == 0 else None for name, n in axes]
+    return NamedSharding(place.mesh, PartitionSpec(*kept))

@@ -149,11 +149,12 @@ def state_shardings(
     shapes: Mapping[str, Any], tx: optax.GradientTransformation, mesh: Any
 ) -> State:
     """Where the adapters, their moments and the step counter live."""
-    place = {path: sharding.weight(mesh, path, leaf.shape) for path, leaf in shapes.items()}
+    place: Any = {path: sharding.weight(mesh, path, leaf.shape) for path, leaf in shapes.items()}
     everywhere: Any = sharding.replicated(mesh)
 
     def of_moment(path: Any, leaf: Any) -> Any:  # moments are trees of the adapters' paths
-        return place.get(getattr(path[-1], "key", ""), everywhere)
+        adapter = place.get(getattr(path[-1], "key", ""), everywhere)
+        return sharding.shortened(adapter, leaf.shape)
 
     moments = jax.tree_util.tree_map_with_path(of_moment, jax.eval_shape(tx.init, dict(shapes)))
     return State(place, moments, everywhere)
