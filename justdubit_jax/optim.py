@@ -1,18 +1,33 @@
-"""AdamW with torch's semantics, learning-rate groups by parameter name, and the schedule."""
+"""The optimizer: AdamW with torch's semantics and learning-rate groups by parameter name."""
 
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-# Factor of each group's base rate at a step; a schedule may depend on the base rate itself.
-Schedule = Callable[[jax.typing.ArrayLike, jax.typing.ArrayLike], jax.Array]
+from justdubit_jax.adam8bit import scale_by_adam8bit
+from justdubit_jax.schedules import Schedule
+
+KINDS = ("adamw", "adamw8bit")
+
 Rates = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The optimizer of a run, checked."""
+
+    kind: str  # one of KINDS; adamw8bit has moments of a byte each
+    first_moment_dtype: str  # of adamw
+    learning_rate: float
+    groups: tuple[tuple[str, float], ...]  # (regex, rate) of parameters, see base_rates
+    schedule: Schedule
+    max_grad_norm: float  # global norm of the gradients; 0 for no clipping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,16 +38,6 @@ class AdamW:
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 1e-2
-
-
-def linear_schedule(steps: int, start_factor: float = 1.0, end_factor: float = 0.1) -> Schedule:
-    """From start_factor to end_factor of the base rate over `steps` steps (torch's LinearLR)."""
-
-    def rate(base: jax.typing.ArrayLike, step: jax.typing.ArrayLike) -> jax.Array:
-        done = jnp.minimum(step, steps) / steps
-        return jnp.asarray(base) * (start_factor + (end_factor - start_factor) * done)
-
-    return rate
 
 
 def base_rates(
@@ -50,38 +55,59 @@ def base_rates(
     return {path: np.array([rate(n) for n in blocks], np.float32) for path, blocks in names.items()}
 
 
-class RateState(NamedTuple):
-    """Updates made so far."""
+def curves(config: Config) -> dict[str, Callable[[int], np.ndarray]]:
+    """For the log: every group's rate at a step from 0.
 
-    count: jax.Array
+    Computed at once: asked for step by step, it would wait on the device behind the training.
+    """
+    groups = {"default": config.learning_rate, **dict(config.groups)}
+    steps = np.arange(config.schedule.steps)
+    return {
+        name: np.asarray(config.schedule(np.float32(rate), steps)).__getitem__
+        for name, rate in groups.items()
+    }
 
 
-def scale_by_rates(rates: Rates, schedule: Schedule) -> optax.GradientTransformation:
-    """-rate times the update, each block of a stacked parameter with its own rate."""
+def scale_by_rates(rates: Rates, schedule: Schedule) -> optax.GradientTransformationExtraArgs:
+    """-rate times the update, each block of a stacked parameter with its own rate.
 
-    def update(updates, state, params=None):
+    `update` takes the training step, since the count of updates would fall behind it when one is
+    left out.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        step = extra["step"]
+
         def scale(path: str, u: jax.Array) -> jax.Array:
-            rate = schedule(jnp.asarray(rates[path]), state.count)
+            rate = schedule(rates[path], step)
             return -rate.reshape(-1, *[1] * (u.ndim - 1)).astype(u.dtype) * u
 
-        scaled = {path: scale(path, u) for path, u in updates.items()}
-        return scaled, RateState(state.count + 1)
+        return {path: scale(path, u) for path, u in updates.items()}, state
 
-    return optax.GradientTransformation(lambda params: RateState(jnp.zeros((), jnp.int32)), update)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def make_optimizer(
-    rates: Rates, schedule: Schedule, max_grad_norm: float, adamw: AdamW = AdamW()
-) -> optax.GradientTransformation:
-    """Global-norm clip (0 means none), Adam, decoupled decay, then the groups' rates.
+    config: Config, names: Mapping[str, Sequence[str]], adamw: AdamW = AdamW()
+) -> optax.GradientTransformationExtraArgs:
+    """Global-norm clip, Adam, decoupled decay, then the groups' rates; `update` wants `step`.
 
     Decay and Adam's step are both scaled by the rate, so applying the rates last is torch's
-    update p -= rate * (m / (sqrt(v) + eps) + decay * p).
+    update p -= rate * (m / (sqrt(v) + eps) + decay * p). `names` are those of base_rates.
     """
-    clip = optax.clip_by_global_norm(max_grad_norm) if max_grad_norm > 0 else optax.identity()
+    limit, moments = config.max_grad_norm, (adamw.b1, adamw.b2, adamw.eps)
     return optax.chain(
-        clip,
-        optax.scale_by_adam(adamw.b1, adamw.b2, adamw.eps),
+        optax.clip_by_global_norm(limit) if limit > 0 else optax.identity(),
+        scale_by_adam8bit(*moments)
+        if config.kind == "adamw8bit"
+        else optax.scale_by_adam(*moments, mu_dtype=jnp.dtype(config.first_moment_dtype)),
         optax.add_decayed_weights(adamw.weight_decay),
-        scale_by_rates(rates, schedule),
+        scale_by_rates(base_rates(names, config.learning_rate, config.groups), config.schedule),
     )
+
+
+def ema(
+    mean: Mapping[str, jax.Array], adapters: Mapping[str, jax.Array], decay: float
+) -> dict[str, jax.Array]:
+    """decay * mean + (1 - decay) * adapters, exact where they are equal; float32 by path."""
+    return {path: m + (1 - decay) * (adapters[path] - m) for path, m in mean.items()}

@@ -5,6 +5,7 @@ loaded or written.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from justdubit_jax import optim, schedules
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import LoRAConfig
 from justdubit_jax.media import exact_fps
@@ -60,12 +62,10 @@ class Settings:
     folders: Mapping[str, str]  # role -> folder below data_root
     mask_loss: MaskLoss | None
     sampling: SigmaSampling
-    learning_rate: float
-    learning_rate_groups: tuple[tuple[str, float], ...]
-    schedule: Mapping[str, float]  # start_factor, end_factor of the linear schedule
+    optimizer: optim.Config
+    ema_decay: float  # of a running mean of the adapters; 0 is off
     steps: int
     batch_size: int
-    max_grad_norm: float
     remat: bool
     mesh: tuple[int, int]
     data_root: Path
@@ -123,18 +123,10 @@ def read(config: Any) -> Settings:
         if use_masks
         else None,
         sampling=_sampling(config.flow_matching),
-        learning_rate=optimization.learning_rate,
-        learning_rate_groups=_pairs(
-            optimization.learning_rate_groups, "optimization.learning_rate_groups"
-        ),
-        schedule=_known_pairs(
-            optimization.scheduler_params,
-            "optimization.scheduler_params",
-            ("start_factor", "end_factor"),
-        ),
-        steps=_at_least(1, optimization.steps, "optimization.steps"),
+        optimizer=_optimizer(optimization),
+        ema_decay=_ema_decay(optimization.ema_decay),
+        steps=optimization.steps,
         batch_size=_at_least(1, optimization.batch_size, "optimization.batch_size"),
-        max_grad_norm=_at_least(0, optimization.max_grad_norm, "optimization.max_grad_norm"),
         remat=optimization.enable_gradient_checkpointing,
         mesh=(config.mesh.data, _at_least(1, config.mesh.fsdp, "mesh.fsdp")),
         data_root=_existing(config.data.preprocessed_data_root, "data.preprocessed_data_root"),
@@ -196,12 +188,6 @@ def _refuse(config: Any) -> None:
     not_yet = {
         "hub.push_to_hub": config.hub.push_to_hub,
         "acceleration.quantization": config.acceleration.quantization is not None,
-        f"optimization.optimizer_type={optimization.optimizer_type!r} (only 'adamw')": (
-            optimization.optimizer_type != "adamw"
-        ),
-        f"optimization.scheduler_type={optimization.scheduler_type!r} (only 'linear')": (
-            optimization.scheduler_type != "linear"
-        ),
         "optimization.gradient_accumulation_steps above 1": (
             optimization.gradient_accumulation_steps != 1
         ),
@@ -257,6 +243,42 @@ def _validation(config: Any) -> Validation:
         if v.prompts and v.interval
         else None,
     )
+
+
+def _optimizer(optimization: Any) -> optim.Config:
+    kind = _one_of(optimization, "optimization.optimizer_type", optim.KINDS)
+    key = "optimization.first_moment_dtype"
+    first_moment = _one_of(optimization, key, ("float32", "bfloat16"))
+    if kind == "adamw8bit" and first_moment != "float32":
+        raise InputError(f"config: {key} is for adamw: adamw8bit's moments are bytes")
+    key = "optimization.learning_rate_groups"
+    groups = _pairs(optimization.learning_rate_groups, key)
+    for pattern, rate in groups:
+        _at_least(0, rate, key)
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InputError(f"config: {key}: {pattern!r} is no regex: {error}") from None
+    schedule = schedules.Schedule(
+        kind=_one_of(optimization, "optimization.scheduler_type", schedules.KINDS),
+        steps=_at_least(1, optimization.steps, "optimization.steps"),
+        params=dict(_pairs(optimization.scheduler_params, "optimization.scheduler_params")),
+        warmup_steps=_at_least(0, optimization.warmup_steps, "optimization.warmup_steps"),
+    )
+    return optim.Config(
+        kind=kind,
+        first_moment_dtype=first_moment,
+        learning_rate=_at_least(0, optimization.learning_rate, "optimization.learning_rate"),
+        groups=groups,
+        schedule=schedule,
+        max_grad_norm=_at_least(0, optimization.max_grad_norm, "optimization.max_grad_norm"),
+    )
+
+
+def _ema_decay(value: float) -> float:
+    if not 0 <= value < 1:
+        raise InputError(f"config: optimization.ema_decay is {value}, expected 0 to below 1")
+    return value
 
 
 def _sampling(flow: Any) -> SigmaSampling:

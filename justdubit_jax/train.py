@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -132,17 +131,13 @@ def main(config: ConfigDict) -> None:
 
 def make_optimizer(
     run: Settings, shapes: Mapping[str, Any]
-) -> tuple[optax.GradientTransformation, dict[str, Any]]:
-    """The optimizer of the run and, for the log, the schedule of each distinct base rate."""
+) -> tuple[optax.GradientTransformationExtraArgs, dict[str, Any]]:
+    """The optimizer of the run and, for the log, each group's rate at a step."""
     names = {
         path: [_PARAMETER_NAME.format(name) for name in lora.names(path, leaf.shape)]
         for path, leaf in shapes.items()
     }
-    rates = optim.base_rates(names, run.learning_rate, run.learning_rate_groups)
-    schedule = optim.linear_schedule(run.steps, **run.schedule)
-    groups = {"default": run.learning_rate, **dict(run.learning_rate_groups)}
-    rate_of = {name: functools.partial(schedule, np.float32(rate)) for name, rate in groups.items()}
-    return optim.make_optimizer(rates, schedule, run.max_grad_norm), rate_of
+    return optim.make_optimizer(run.optimizer, names), optim.curves(run.optimizer)
 
 
 def state_shardings(
@@ -177,7 +172,7 @@ def first_state(
 def make_step(
     run: Settings,
     graphdef: Any,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     mesh: Any,
     place: State,
     cross_timestep: CrossTimestep,
@@ -207,7 +202,7 @@ def make_step(
 
         gradients, metrics = jax.grad(loss, has_aux=True)(state.adapters)
         metrics["grad_norm"] = optax.tree.norm(gradients)
-        updates, moments = tx.update(gradients, state.moments, state.adapters)
+        updates, moments = tx.update(gradients, state.moments, state.adapters, step=state.step)
         adapters: Any = optax.apply_updates(state.adapters, updates)
         return State(adapters, moments, state.step + 1), metrics
 
