@@ -2,8 +2,8 @@
 
 A value is scale * (code / top) ** power, and the scale is the block's largest magnitude. The power
 draws the codes towards zero, so that small moments beside one large do not vanish: a first moment
-keeps 5e-7 of the largest, the root of a second 1.5e-5. The first has the finer end, so that rounding
-one up is no long step.
+keeps 5e-7 of the largest, the root of a second 1.5e-5. The first goes further down, so that one
+rounded up makes no long step.
 
 Rounding is stochastic and keeps the mean. To the nearest code, a slow average would stand still: a
 step takes a thousandth off the second moment, less than half a code. Always up, it would climb to
@@ -106,6 +106,7 @@ def scale_by_adam8bit(b1: float, b2: float, eps: float) -> optax.GradientTransfo
             bound = b2 * decode(SECOND, above, scales) + (1 - b2) * gradient**2
             denominator = jnp.sqrt(bound / (1 - b2**count)) + eps
             scaled[path] = first / (1 - b1**count) / denominator
+            # One draw for both: their errors need not be independent.
             draw = jax.random.uniform(jax.random.fold_in(key, i), gradient.shape)
             firsts.codes[path], firsts.scales[path] = encode(FIRST, first, draw)
             seconds.codes[path], seconds.scales[path] = encode(SECOND, second, draw)

@@ -186,6 +186,26 @@ def test_keep_last_n_counts_steps_and_files_alike(demo, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out/state").iterdir()) == ["2", "3"]
 
 
+def test_a_run_with_moments_of_bytes_and_another_schedule(demo, tmp_path):
+    flags = (
+        "--config.optimization.steps=2",
+        "--config.optimization.optimizer_type=adamw8bit",
+        "--config.optimization.scheduler_type=step",
+        "--config.optimization.warmup_steps=2",
+    )
+    train.main(config(demo, tmp_path / "out", *flags))
+    records = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").open()]
+    rates = [record["learning_rate"]["default"] for record in records]
+    assert rates == pytest.approx([5e-3 / 2, 5e-4])
+    assert export(tmp_path / "out", 2)
+
+
+def test_moments_of_bytes_have_no_other_dtype(demo, tmp_path):
+    flags = ("optimizer_type=adamw8bit", "first_moment_dtype=bfloat16")
+    with pytest.raises(InputError, match="first_moment_dtype is for adamw"):
+        settings.read(config(demo, tmp_path, *(f"--config.optimization.{f}" for f in flags)))
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
@@ -196,11 +216,16 @@ def test_keep_last_n_counts_steps_and_files_alike(demo, tmp_path):
         ("validation.enable_cross_attention_masking=False", "must be training_strategy's"),
         ("model.training_mode=full", "training_mode"),
         ("acceleration.quantization=int8", "not supported yet"),
-        ("optimization.optimizer_type=adamw8bit", "not supported yet"),
-        ("optimization.scheduler_type=cosine", "not supported yet"),
+        ("optimization.optimizer_type=adam", "expected one of adamw, adamw8bit"),
+        ("optimization.first_moment_dtype=float16", "expected one of float32, bfloat16"),
+        ("optimization.scheduler_type=cosin", "expected one of constant, linear, cosine, "),
+        ("optimization.warmup_steps=-1", "at least 0"),
+        ("optimization.ema_decay=1.0", "expected 0 to below 1"),
+        ("optimization.learning_rate=-1.0", "at least 0"),
         ("optimization.gradient_accumulation_steps=2", "not supported yet"),
         ("optimization.scheduler_params=(('eta_min', 0.1),)", "unknown 'eta_min'"),
         ("optimization.learning_rate_groups=(1, 2)", "expected pairs"),
+        ("optimization.learning_rate_groups=(('(ff', 1e-6),)", "'(ff' is no regex"),
         ("lora.rank=0", "at least 1"),
         ("lora.target_modules=('to_x',)", "'to_x' matches no module"),
         ("mesh.data=3", "mesh.data x mesh.fsdp is 3 x 3"),

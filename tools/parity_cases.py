@@ -37,6 +37,7 @@ from justdubit_jax.files import save_safetensors
 from justdubit_jax.models import mel
 from justdubit_jax.models.layers import frequency_grid, rotary_table
 from justdubit_jax.models.transformer import Modality, Transformer
+from justdubit_jax.schedules import Schedule
 
 _apply = nnx.jit(lambda model, *args: model(*args))
 _log_mel = jax.jit(mel.log_mel, static_argnums=1)
@@ -220,7 +221,7 @@ def train(golden: Golden, wanted: Collection[str]) -> Tensors:
     for i, draw in enumerate(draws):
         mask_weights = _mask_weights(golden, golden.inputs["use_face_mask"][i])
         gradients, (terms, seen) = evaluate(adapters, frozen, draw, mask_weights, "other")
-        adapters, moments, norm = update(gradients, moments, adapters)
+        adapters, moments, norm = update(gradients, moments, adapters, i)
         values = {**terms, **seen, "grad_norm": norm}
         values["lr"] = np.array([schedule(rate, i) for rate in rates])
         values |= {f"grad.{key}": x for key, x in _file_tensors(gradients).items()}
@@ -238,7 +239,9 @@ _AT_START = {
 }
 
 
-def _make_step(golden: Golden, graphdef: Any, tx: optax.GradientTransformation) -> tuple[Any, Any]:
+def _make_step(
+    golden: Golden, graphdef: Any, tx: optax.GradientTransformationExtraArgs
+) -> tuple[Any, Any]:
     """Two jitted functions: gradients, losses and predictions of a draw; the optimizer's update.
 
     The mask's weights are an argument, so that a step without mask needs no compilation of its own.
@@ -269,8 +272,8 @@ def _make_step(golden: Golden, graphdef: Any, tx: optax.GradientTransformation) 
         return total, (terms, seen)
 
     @jax.jit
-    def update(gradients: Any, moments: Any, adapters: Any) -> tuple[Any, Any, Any]:
-        updates, moments = tx.update(gradients, moments, adapters)
+    def update(gradients: Any, moments: Any, adapters: Any, step: Any) -> tuple[Any, Any, Any]:
+        updates, moments = tx.update(gradients, moments, adapters, step=step)
         return optax.apply_updates(adapters, updates), moments, optax.global_norm(gradients)
 
     return jax.jit(jax.grad(loss, has_aux=True), static_argnums=4), update
@@ -296,25 +299,33 @@ def _start(golden: Golden, shapes: Mapping[str, Any]) -> lora.Adapters:
 
 def _optimizer(
     golden: Golden, shapes: Mapping[str, Any]
-) -> tuple[optax.GradientTransformation, optim.Schedule]:
+) -> tuple[optax.GradientTransformationExtraArgs, Schedule]:
     adamw, scheduler = golden.meta["optimizer"], golden.meta["scheduler"]
-    b1, b2 = adamw["betas"]
-    schedule = optim.linear_schedule(
-        scheduler["total_iters"], scheduler["start_factor"], scheduler["end_factor"]
+    factors = {name: scheduler[name] for name in ("start_factor", "end_factor")}
+    config = optim.Config(
+        kind="adamw",
+        first_moment_dtype="float32",
+        learning_rate=golden.meta["lr"],
+        groups=_groups(golden),
+        schedule=Schedule("linear", scheduler["total_iters"], factors),
+        max_grad_norm=golden.meta["clip_grad_norm"],
     )
     names = {
         path: [f"{lora.FILE_PREFIX}{name}.weight" for name in lora.names(path, leaf.shape)]
         for path, leaf in shapes.items()
     }
+    b1, b2 = adamw["betas"]
     settings = optim.AdamW(b1, b2, adamw["eps"], adamw["weight_decay"])
-    clip = golden.meta["clip_grad_norm"]
-    return optim.make_optimizer(learning_rates(golden, names), schedule, clip, settings), schedule
+    return optim.make_optimizer(config, names, settings), config.schedule
+
+
+def _groups(golden: Golden) -> tuple[tuple[str, float], ...]:
+    return tuple((group["pattern"], group["lr"]) for group in golden.meta["lr_groups"])
 
 
 def learning_rates(golden: Golden, names: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
     """Base learning rates of parameters, see optim.base_rates."""
-    groups = [(group["pattern"], group["lr"]) for group in golden.meta["lr_groups"]]
-    return optim.base_rates(names, golden.meta["lr"], groups)
+    return optim.base_rates(names, golden.meta["lr"], _groups(golden))
 
 
 def _stream(golden: Golden, name: str) -> objective.Stream:
