@@ -68,7 +68,8 @@ class Settings:
     ema_decay: float  # of a running mean of the adapters; 0 is off
     steps: int
     batch_size: int
-    remat: bool
+    accumulation: int  # micro-batches a step
+    remat: Remat
     mesh: tuple[int, int]
     data_root: Path | None  # None only for a dry run
     reader_threads: int
@@ -133,7 +134,10 @@ def read(config: Any, dry_run: bool = False) -> Settings:
         ema_decay=_ema_decay(optimization.ema_decay),
         steps=optimization.steps,
         batch_size=_at_least(1, optimization.batch_size, "optimization.batch_size"),
-        remat=optimization.enable_gradient_checkpointing,
+        accumulation=_at_least(
+            1, optimization.gradient_accumulation_steps, "optimization.gradient_accumulation_steps"
+        ),
+        remat=_remat(optimization.enable_gradient_checkpointing),
         mesh=(config.mesh.data, _at_least(1, config.mesh.fsdp, "mesh.fsdp")),
         data_root=(_optional_path if dry_run else _existing)(
             config.data.preprocessed_data_root, "data.preprocessed_data_root"
@@ -196,9 +200,6 @@ def _refuse(config: Any) -> None:
     not_yet = {
         "hub.push_to_hub": config.hub.push_to_hub,
         "acceleration.quantization": config.acceleration.quantization is not None,
-        "optimization.gradient_accumulation_steps above 1": (
-            optimization.gradient_accumulation_steps != 1
-        ),
     }
     for what, asked in not_yet.items():
         if asked:
@@ -251,6 +252,16 @@ def _validation(config: Any) -> Validation:
         if v.prompts and v.interval
         else None,
     )
+
+
+def _remat(value: Any) -> Remat:
+    names = {True: "full", False: "none", "attention": "attention", "offload": "offload"}
+    if value not in names:
+        raise InputError(
+            f"config: optimization.enable_gradient_checkpointing is {value!r}, "
+            "expected True, False, 'attention' or 'offload'"
+        )
+    return names[value]  # type: ignore[return-value]
 
 
 def _optimizer(optimization: Any) -> optim.Config:

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -200,91 +198,27 @@ def read_data(run: Settings) -> tuple[list[Bucket], list[Sample]]:
     return make_buckets(samples), held_out
 
 
-def make_optimizer(
-    run: Settings, shapes: Mapping[str, Any]
-) -> tuple[optax.GradientTransformationExtraArgs, dict[str, Any]]:
-    """The optimizer of the run and, for the log, each group's rate at a step."""
-    names = {
-        path: [_PARAMETER_NAME.format(name) for name in lora.names(path, leaf.shape)]
-        for path, leaf in shapes.items()
-    }
-    return optim.make_optimizer(run.optimizer, names), optim.curves(run.optimizer)
+def claim_output(output: Path, fresh: bool) -> None:
+    """Make the folder ready: leftovers of killed processes go, and with `fresh` a run moves aside.
 
-
-def state_shardings(
-    shapes: Mapping[str, Any], tx: optax.GradientTransformation, mesh: Any
-) -> State:
-    """Where the adapters, their moments and the step counter live."""
-    place: Any = {path: sharding.weight(mesh, path, leaf.shape) for path, leaf in shapes.items()}
-    everywhere: Any = sharding.replicated(mesh)
-
-    def of_moment(path: Any, leaf: Any) -> Any:  # moments are trees of the adapters' paths
-        adapter = place.get(getattr(path[-1], "key", ""), everywhere)
-        return sharding.shortened(adapter, leaf.shape)
-
-    moments = jax.tree_util.tree_map_with_path(of_moment, jax.eval_shape(tx.init, dict(shapes)))
-    return State(place, moments, everywhere)
-
-
-def first_state(
-    run: Settings, shapes: Mapping[str, Any], tx: optax.GradientTransformation, place: State
-) -> State:
-    """Adapters as PEFT starts them, or from `model.load_checkpoint`; born with their shardings."""
-    if run.load_checkpoint is None:
-        start = jax.jit(lambda key: lora.init(shapes, key), out_shardings=place.adapters)
-        adapters = start(jax.random.key(run.seed))
-    else:
-        file = newest_lora(run.load_checkpoint)
-        adapters = jax.device_put(lora.read_file(file, shapes), place.adapters)
-    moments = jax.jit(tx.init, out_shardings=place.moments)(adapters)
-    return State(adapters, moments, jax.device_put(jnp.int32(0), place.step))
-
-
-def make_step(
-    run: Settings,
-    graphdef: Any,
-    tx: optax.GradientTransformationExtraArgs,
-    mesh: Any,
-    place: State,
-    cross_timestep: CrossTimestep,
-) -> Any:
-    """The jitted step: (state, frozen, batch, grid) -> (state, metrics); state is donated."""
-
-    def step(state: State, frozen: Any, batch: objective.Batch, grid: tuple[int, int, int]) -> Any:
-        key = jax.random.fold_in(jax.random.key(run.seed), state.step)
-        draw_key, dropout_key = jax.random.split(key)
-        draws = objective.draw(draw_key, batch, run.sampling, run.first_frame_p, grid[0])
-
-        def loss(adapters: lora.Adapters) -> Any:
-            model = lora.merge(graphdef, adapters, frozen)
-            seed_block = lora.seed_all(model, dropout_key) if run.lora.dropout else None
-            return objective.loss(
-                model,
-                batch,
-                draws,
-                grid=grid,
-                mask_loss=run.mask_loss,
-                isolate=run.isolate,
-                dtype=run.dtype,
-                cross_timestep=cross_timestep,
-                remat=run.remat,
-                prepare_block=seed_block,
+    Raises InputError if there are LoRA files that a new run would overwrite.
+    """
+    if distributed.is_first():
+        files.remove_leftovers(output)
+        made = [output / name for name in _OF_A_RUN if (output / name).exists()]
+        if fresh and made:
+            aside = output / "previous"
+            numbers = [int(p.name) for p in aside.glob("*") if p.name.isdigit()]
+            aside /= str(max(numbers, default=0) + 1)
+            aside.mkdir(parents=True)
+            for path in made:
+                path.rename(aside / path.name)
+        elif not (output / "state").exists() and any((output / "checkpoints").glob("lora_*")):
+            raise InputError(
+                f"{output}: LoRA files of a run without its state/; choose another output_dir, or "
+                "--fresh, which moves them to previous/"
             )
-
-        gradients, metrics = jax.grad(loss, has_aux=True)(state.adapters)
-        metrics["grad_norm"] = optax.tree.norm(gradients)
-        updates, moments = tx.update(gradients, state.moments, state.adapters, step=state.step)
-        adapters: Any = optax.apply_updates(state.adapters, updates)
-        return State(adapters, moments, state.step + 1), metrics
-
-    return jax.jit(
-        step,
-        static_argnums=3,
-        donate_argnums=0,
-        # The frozen weights come as they were loaded.
-        in_shardings=(place, None, sharding.batch(mesh)),
-        out_shardings=(place, sharding.replicated(mesh)),
-    )
+    distributed.wait_for_all("the output folder is ready")
 
 
 def continued(

@@ -222,7 +222,6 @@ def test_moments_of_bytes_have_no_other_dtype(demo, tmp_path):
         ("optimization.warmup_steps=-1", "at least 0"),
         ("optimization.ema_decay=1.0", "expected 0 to below 1"),
         ("optimization.learning_rate=-1.0", "at least 0"),
-        ("optimization.gradient_accumulation_steps=2", "not supported yet"),
         ("optimization.scheduler_params=(('eta_min', 0.1),)", "unknown 'eta_min'"),
         ("optimization.learning_rate_groups=(1, 2)", "expected pairs"),
         ("optimization.learning_rate_groups=(('(ff', 1e-6),)", "'(ff' is no regex"),
