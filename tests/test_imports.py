@@ -12,9 +12,10 @@ ROWS = (
     {"cli", "files", "keys", "sharding", "tokens"},
     {"buckets", "media", "models.layers", "models.mel"},
     {
-        *("models.audio_vae", "models.connector", "models.gemma"),
+        *("models.audio_vae", "models.connector", "models.gemma", "models.quant"),
         *("models.transformer", "models.video_vae", "models.vocoder"),
     },
+    {"arrays"},
     {"clips", "dataset", "denoise", "lora", "objective", "optim", "report", "tiling", "weights"},
     {"checkpoint", "codec", "data", "settings"},
     {"evaluate", "metrics", "prompts", "sample"},

@@ -200,7 +200,7 @@ def test_keep_last_n_counts_steps_and_files_alike(demo, tmp_path):
         ("acceleration.mixed_precision_mode=fp16", "mixed_precision_mode"),
         ("validation.enable_cross_attention_masking=False", "must be training_strategy's"),
         ("model.training_mode=full", "training_mode"),
-        ("acceleration.quantization=int8", "not supported yet"),
+        ("acceleration.quantization=int2-quanto", "None or one of int8, fp8, nf4, int8-quanto"),
         ("optimization.optimizer_type=adamw8bit", "not supported yet"),
         ("optimization.scheduler_type=cosine", "not supported yet"),
         ("optimization.gradient_accumulation_steps=2", "not supported yet"),
