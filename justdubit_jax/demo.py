@@ -122,7 +122,7 @@ def losses(run: settings.Settings) -> list[dict[str, float]]:
     """The fixed loss with the untrained and with the trained adapters."""
     source = weights.open_checkpoint(run.model_path)
     model, _ = lora.adapted_model(source.config, run.lora)
-    model = weights.load(source, keys.TRANSFORMER, model, run.dtype)
+    model = weights.load(source, keys.TRANSFORMER, model, run.dtype, scheme=run.quantization)
     graphdef, shapes, frozen = lora.split(model)
     with contextlib.closing(Checkpoints(run.output_dir / "state")) as checkpoints:
         trained = checkpoints.adapters(run.steps)

@@ -17,6 +17,7 @@ from justdubit_jax import optim, schedules
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import LoRAConfig
 from justdubit_jax.media import exact_fps
+from justdubit_jax.models.quant import SCHEMES, Scheme
 from justdubit_jax.models.transformer import Remat
 from justdubit_jax.objective import MaskLoss, SigmaSampling
 from justdubit_jax.tokens import FRAMES_PER_LATENT, PIXELS_PER_LATENT
@@ -58,7 +59,7 @@ class Settings:
     cross_timestep: str
     lora: LoRAConfig
     dtype: Any
-    quantization: str | None  # storage of the blocks' frozen weights
+    quantization: Scheme | None  # storage of the blocks' frozen weights; None is dtype
     first_frame_p: float
     isolate: bool
     folders: Mapping[str, str]  # role -> folder below data_root
@@ -112,7 +113,7 @@ def read(config: Any, dry_run: bool = False) -> Settings:
             target_modules=tuple(config.lora.target_modules),
         ),
         dtype=jnp.bfloat16 if config.acceleration.mixed_precision_mode == "bf16" else jnp.float32,
-        quantization=config.acceleration.quantization,
+        quantization=_quantization(config.acceleration.quantization),
         first_frame_p=_within(
             0,
             1,
@@ -199,7 +200,6 @@ def _refuse(config: Any) -> None:
         )
     not_yet = {
         "hub.push_to_hub": config.hub.push_to_hub,
-        "acceleration.quantization": config.acceleration.quantization is not None,
     }
     for what, asked in not_yet.items():
         if asked:
@@ -309,6 +309,20 @@ def _sampling(flow: Any) -> SigmaSampling:
     if not 0 <= sampling.min_value <= sampling.max_value <= 1:
         raise InputError(f"config: {key}: min_value and max_value must be in order within 0..1")
     return sampling
+
+
+# The torch trainer's names for what is here the nearest storage; its int2 and fp8uz have none.
+_QUANTO = {"int8-quanto": "int8", "fp8-quanto": "fp8", "int4-quanto": "nf4"}
+
+
+def _quantization(value: str | None) -> Any:
+    name = _QUANTO.get(str(value), value)
+    if name is not None and name not in SCHEMES:
+        accepted = ", ".join((*SCHEMES, *_QUANTO))
+        raise InputError(
+            f"config: acceleration.quantization is {value!r}, expected None or one of {accepted}"
+        )
+    return name
 
 
 def _existing(value: str | None, key: str) -> Path:

@@ -66,10 +66,15 @@ def gather(mesh: Mesh) -> Callable[[Any], Any] | None:
 
 
 def weight(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
-    """A weight, adapter or moment: its largest divisible axis over "fsdp", never the block axis."""
+    """A weight, adapter or moment: its largest divisible axis over "fsdp", never the block axis.
+
+    Quantized weights are divided by output channels, so that bytes lie beside their scales.
+    """
     shards = mesh.shape["fsdp"]
     first = 1 if path.startswith("blocks.") else 0
     axes = [axis for axis in range(first, len(shape)) if shape[axis] % shards == 0]
+    if path.endswith((".values", ".scales")):
+        axes = [axis for axis in axes if axis == len(shape) - 2]
     if shards == 1 or not axes or np.prod(shape) < _SMALLEST_SHARDED:
         return replicated(mesh)
     largest = max(axes, key=lambda axis: shape[axis])

@@ -71,7 +71,8 @@ def prepare(run: Settings, config: Mapping[str, Any], mesh: Any) -> Training:
     model, targets = lora.adapted_model(config, run.lora)
     model.gather = sharding.gather(mesh)
     place = functools.partial(sharding.weight, mesh)
-    graphdef, adapters, frozen = lora.split(weights.abstract(model, run.dtype, place))
+    stored = weights.abstract(model, run.dtype, place, run.quantization)
+    graphdef, adapters, frozen = lora.split(stored)
     names = {
         path: [_PARAMETER_NAME.format(name) for name in lora.names(path, leaf.shape)]
         for path, leaf in adapters.items()

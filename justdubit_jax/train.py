@@ -249,9 +249,10 @@ def compile_steps(
 
 def load_base(training: Training, source: weights.Checkpoint) -> Any:
     """The frozen weights, on their devices."""
-    place = functools.partial(sharding.weight, training.mesh)
-    model = weights.load(source, keys.TRANSFORMER, training.model, training.run.dtype, place)
-    return lora.split(model)[2]
+    run, place = training.run, functools.partial(sharding.weight, training.mesh)
+    part, model = keys.TRANSFORMER, training.model
+    loaded = weights.load(source, part, model, run.dtype, place, run.quantization)
+    return lora.split(loaded)[2]
 
 
 def spread(training: Training, batch: Batch) -> Batch:

@@ -9,9 +9,9 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,16 @@ from flax import nnx
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
-from justdubit_jax import keys
+from justdubit_jax import arrays, keys
+from justdubit_jax.arrays import Target
 from justdubit_jax.errors import InputError
 from justdubit_jax.keys import Part
+from justdubit_jax.models import quant
 from justdubit_jax.models.audio_vae import AudioDecoder, AudioEncoder, AudioVAEConfig
 from justdubit_jax.models.connector import ConnectorConfig, Connectors
 from justdubit_jax.models.gemma import Gemma, GemmaConfig
 from justdubit_jax.models.layers import Frozen
+from justdubit_jax.models.quant import Scheme
 from justdubit_jax.models.transformer import Transformer, TransformerConfig
 from justdubit_jax.models.video_vae import (
     VideoDecoder,
@@ -55,11 +58,11 @@ class SafetensorsCheckpoint:
     _file_of: Mapping[str, Path]
 
     @contextlib.contextmanager
-    def reader(self) -> Iterator[Callable[[str], np.ndarray]]:
-        """A function from key to array; files stay open (memory-mapped) inside the context."""
+    def reader(self) -> Iterator[Callable[[str, arrays.Index], np.ndarray]]:
+        """A function from key and slices to an array; files stay open inside the context."""
         with contextlib.ExitStack() as stack:
             handles = {p: stack.enter_context(safe_open(p, framework="numpy")) for p in self.paths}
-            yield lambda key: handles[self._file_of[key]].get_tensor(key)
+            yield lambda key, index: handles[self._file_of[key]].get_slice(key)[index]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,95 +225,130 @@ def load[Model: nnx.Module](
     model: Model,
     dtype: DTypeLike | None,
     shardings: Shardings | None = None,
+    scheme: Scheme | None = None,
 ) -> Model:
     """A copy of an abstract model with its base weights read from the checkpoint.
 
     `dtype` None keeps the file's. `shardings(path, shape)` places every array, by default on
-    the default device. Stacked arrays are filled on the device block by block, so the host holds
-    one tensor at a time. Variables that are not base weights (LoRA) stay as they are. Raises
-    InputError naming every mismatch.
+    the default device; each process reads its own slices, one block at a time. With `scheme` the
+    linears of a Transformer's blocks are stored so (models/quant.py), and never whole in `dtype`.
+    Variables that are not base weights (LoRA) stay as they are. Raises InputError naming every
+    mismatch.
     """
     if mismatch := compare(part, model, checkpoint.shapes):
         where = checkpoint.path if isinstance(checkpoint, OrbaxCheckpoint) else checkpoint.paths[0]
         raise InputError(f"{where}: {part.name} does not fit: {mismatch}")
+    stored = model if scheme is None else quant.quantize(model, scheme)
+    targets = _targets(part, model, stored, dtype, shardings, scheme)
+    if isinstance(checkpoint, OrbaxCheckpoint):
+        return _with_arrays(stored, _restore(checkpoint.path / part.name, targets))
+    with checkpoint.reader() as read:
+
+        def block(path: str, layer: int | None) -> jax.Array:
+            return arrays.from_slices(targets[path], functools.partial(read, part.key(path, layer)))
+
+        return _with_arrays(stored, arrays.fill(targets, block))
+
+
+def random[Model: nnx.Module](
+    part: Part,
+    model: Model,
+    key: jax.Array,
+    dtype: DTypeLike,
+    shardings: Shardings | None = None,
+    scheme: Scheme | None = None,
+) -> Model:
+    """`load` without a checkpoint: random base weights, made on the devices block by block.
+
+    For measurements at full size: activations stay finite, and nothing else is meant by them.
+    """
+    stored = model if scheme is None else quant.quantize(model, scheme)
+    targets = _targets(part, model, stored, dtype, shardings, scheme)
+    order = {path: i for i, path in enumerate(targets)}
+
+    def block(path: str, layer: int | None) -> jax.Array:
+        block_key = jax.random.fold_in(jax.random.fold_in(key, order[path]), layer or 0)
+        return arrays.drawn(targets[path], path, block_key)
+
+    return _with_arrays(stored, arrays.fill(targets, block))
+
+
+def _targets(
+    part: Part,
+    model: nnx.Module,
+    stored: nnx.Module,
+    dtype: DTypeLike | None,
+    shardings: Shardings | None,
+    scheme: Scheme | None,
+) -> dict[str, Target]:
+    """What becomes of each parameter of `model` in `stored`, its copy that may be quantized."""
     default = jnp.zeros(()).sharding  # on jax.default_device
     place = shardings or (lambda path, shape: default)
-    graphdef, state = nnx.split(model)
-    targets = {
-        path: Target(
+    names = parameters(stored)
+    targets = {}
+    for path, variable in parameters(model).items():
+        plain = path in names
+        own = (path,) if plain else (f"{path}.values", f"{path}.scales")
+        small_table = dtype is not None and keys.matches_any(path, _FLOAT32)
+        targets[path] = Target(
             shape=tuple(variable.shape),
-            dtype=jnp.float32 if dtype and keys.matches_any(path, _FLOAT32) else dtype,
-            sharding=place(path, tuple(variable.shape)),
+            stacked=part.is_stacked(path),
+            # Encoded from the file's numbers, not from rounded ones.
+            dtype=(jnp.float32 if small_table else dtype) if plain else None,
+            # Read as the bytes will lie, since a row is encoded by itself.
+            sharding=place(own[0], tuple(variable.shape)),
+            scheme=None if plain else scheme,
+            places={name: place(name, tuple(names[name].shape)) for name in own},
         )
-        for path, variable in parameters(model).items()
-    }
-    if isinstance(checkpoint, OrbaxCheckpoint):
-        arrays = _restore(checkpoint.path / part.name, targets)
-    else:
-        with checkpoint.reader() as read:
-            arrays = {path: _read(part, path, target, read) for path, target in targets.items()}
-    for path, variable in nnx.to_flat_state(state):
-        if isinstance(variable, Frozen):
-            variable.set_value(arrays[".".join(map(str, path))])
-    return nnx.merge(graphdef, state)
+    return targets
 
 
-def abstract[Model: nnx.Module](model: Model, dtype: DTypeLike, shardings: Shardings) -> Model:
-    """What `load` will make of an abstract model: shapes, types and shardings."""
+def _with_arrays[Model: nnx.Module](model: Model, values: Mapping[str, jax.Array]) -> Model:
     graphdef, state = nnx.split(model)
     for path, variable in nnx.to_flat_state(state):
         if isinstance(variable, Frozen):
-            name, shape = ".".join(map(str, path)), tuple(variable.shape)
-            kept = jnp.float32 if keys.matches_any(name, _FLOAT32) else dtype
-            leaf = jax.ShapeDtypeStruct(shape, kept, sharding=shardings(name, shape))
-            variable.set_value(leaf)
+            variable.set_value(values[".".join(map(str, path))])
     return nnx.merge(graphdef, state)
 
 
-class Target(NamedTuple):
-    """What an array is to become; dtype None keeps the file's."""
-
-    shape: tuple[int, ...]
-    dtype: Any
-    sharding: jax.sharding.Sharding
+def abstract[Model: nnx.Module](
+    model: Model, dtype: DTypeLike, shardings: Shardings, scheme: Scheme | None
+) -> Model:
+    """What `load` will make of an abstract model: shapes, types and shardings."""
+    stored = model if scheme is None else quant.quantize(model, scheme)
+    plain = parameters(model)
+    values = {}
+    for path, variable in parameters(stored).items():
+        shape, own = tuple(variable.shape), variable.get_value().dtype
+        if path in plain:
+            own = jnp.float32 if keys.matches_any(path, _FLOAT32) else dtype
+        values[path] = jax.ShapeDtypeStruct(shape, own, sharding=shardings(path, shape))
+    return _with_arrays(stored, values)
 
 
 def _restore(folder: Path, targets: Mapping[str, Target]) -> dict[str, jax.Array]:
+    """Plain arrays at once; those to be quantized one after the other, to hold one stack."""
+    plain = {path for path, target in targets.items() if target.scheme is None}
     with ocp.StandardCheckpointer() as checkpointer:
         saved = checkpointer.metadata(folder.absolute()).item_metadata
-        like = {
-            path: jax.ShapeDtypeStruct(t.shape, t.dtype or saved[path].dtype, sharding=t.sharding)
-            for path, t in targets.items()
-        }
-        return checkpointer.restore(folder.absolute(), like)
 
+        def restore(paths: Collection[str]) -> dict[str, jax.Array]:
+            like = {
+                path: jax.ShapeDtypeStruct(
+                    t.shape, t.dtype or saved[path].dtype, sharding=t.sharding
+                )
+                if path in paths
+                else ocp.PLACEHOLDER
+                for path, t in targets.items()
+            }
+            restored = checkpointer.restore(folder.absolute(), like)
+            return {path: restored[path] for path in paths}
 
-def _read(part: Part, path: str, target: Target, read: Callable[[str], np.ndarray]) -> jax.Array:
-    if not part.is_stacked(path):
-        tensor = read(part.key(path))
-        return jax.device_put(tensor.astype(target.dtype or tensor.dtype), target.sharding)
-    zeros, write = _stack_functions(target.sharding)
-    stack = None
-    for layer in range(target.shape[0]):
-        tensor = read(part.key(path, layer))
-        block = tensor.astype(target.dtype or tensor.dtype)
-        if stack is None:
-            stack = zeros(target.shape, block.dtype)
-        stack = write(stack, block, layer)
-    assert stack is not None, f"{path} has no blocks"
-    return stack
-
-
-@functools.cache
-def _stack_functions(sharding: jax.sharding.Sharding) -> tuple[Any, Any]:
-    """zeros(shape, dtype) and write(stack, block, layer); the stack is updated in place."""
-    zeros = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=sharding)
-    write = jax.jit(
-        lambda stack, block, layer: jax.lax.dynamic_update_index_in_dim(stack, block, layer, 0),
-        donate_argnums=0,
-        out_shardings=sharding,
-    )
-    return zeros, write
+        values = restore(plain)
+        for path in targets.keys() - plain:
+            pick = functools.partial(arrays.from_stack, targets[path], restore({path})[path])
+            values |= arrays.fill_one(targets[path], pick)
+    return values
 
 
 def _owns(part: Part, key: str) -> bool:

@@ -9,19 +9,20 @@ PACKAGE = Path(__file__).parents[1] / "justdubit_jax"
 
 ROWS = (
     {"errors"},
-    {"cli", "files", "keys", "sharding", "tokens"},
+    {"cli", "distributed", "files", "fingerprint", "interrupt", "keys", "sharding", "tokens"},
     {"adam8bit", "buckets", "media", "models.layers", "models.mel", "schedules"},
     {
-        *("models.audio_vae", "models.connector", "models.gemma"),
+        *("models.audio_vae", "models.connector", "models.gemma", "models.quant"),
         *("models.transformer", "models.video_vae", "models.vocoder"),
     },
+    {"arrays"},
     {
         *("clips", "dataset", "denoise", "flops", "lora"),
         *("objective", "optim", "report", "tiling", "weights"),
     },
     {"checkpoint", "codec", "data", "settings"},
-    {"evaluate", "metrics", "prompts", "sample"},
-    {"validate"},
+    {"evaluate", "metrics", "prompts", "sample", "step"},
+    {"plan", "validate"},
     {"dub", "preprocess", "train"},
     {"demo_assets", "demo_checkpoint"},
     {"demo"},

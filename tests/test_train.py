@@ -215,7 +215,7 @@ def test_moments_of_bytes_have_no_other_dtype(demo, tmp_path):
         ("acceleration.mixed_precision_mode=fp16", "mixed_precision_mode"),
         ("validation.enable_cross_attention_masking=False", "must be training_strategy's"),
         ("model.training_mode=full", "training_mode"),
-        ("acceleration.quantization=int8", "not supported yet"),
+        ("acceleration.quantization=int2-quanto", "None or one of int8, fp8, nf4, int8-quanto"),
         ("optimization.optimizer_type=adam", "expected one of adamw, adamw8bit"),
         ("optimization.first_moment_dtype=float16", "expected one of float32, bfloat16"),
         ("optimization.scheduler_type=cosin", "expected one of constant, linear, cosine, "),

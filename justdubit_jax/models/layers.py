@@ -47,15 +47,21 @@ class LoRA(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """y = x Wᵀ + bias, plus the LoRA update where `lora.attach` put one."""
+    """y = x Wᵀ + bias, plus the LoRA update where `lora.attach` put one.
+
+    `weight` is a matrix, or what quant.quantize put in its place, which multiplies by itself.
+    """
 
     def __init__(self, d_in: int, d_out: int, bias: bool = True):
-        self.weight = Frozen(jnp.zeros((d_out, d_in)))
+        self.weight: Any = Frozen(jnp.zeros((d_out, d_in)))
         self.bias = Frozen(jnp.zeros(d_out)) if bias else None
         self.lora: LoRA | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
-        y = jnp.einsum("...i,oi->...o", x, self.weight[...].astype(x.dtype))
+        if isinstance(self.weight, Frozen):
+            y = jnp.einsum("...i,oi->...o", x, self.weight[...].astype(x.dtype))
+        else:
+            y = self.weight(x)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         return y if self.lora is None else y + self.lora(x)
