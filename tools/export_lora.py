@@ -1,6 +1,6 @@
 """Write the LoRA file of any saved step of a training run.
 
-  python tools/export_lora.py --run OUTPUT [--step N] [--out FILE] [--precision bfloat16]
+  python tools/export_lora.py --run OUTPUT [--step N] [--mean] [--out FILE] [--precision bfloat16]
 
 The same file as training writes to OUTPUT/checkpoints/.
 """
@@ -24,8 +24,8 @@ def main() -> None:
     if not checkpoints.steps:
         raise InputError(f"{state}: no complete step")
     step = checkpoints.steps[-1] if args.step is None else args.step
-    adapters = checkpoints.adapters(step)
-    out = args.out or lora.export_path(args.run, step)
+    adapters = checkpoints.adapters(step, args.mean)
+    out = args.out or lora.export_path(args.run, step, args.mean)
     metadata = {**checkpoints.meta(step)["lora"], "step": str(step)}
     lora.write_file(out, adapters, jnp.dtype(args.precision), metadata)
     print(out)
@@ -35,6 +35,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--run", type=Path, required=True, help="output_dir of the training")
     parser.add_argument("--step", type=int, help="default: the newest")
+    parser.add_argument(
+        "--mean", action="store_true", help="the running mean (optimization.ema_decay)"
+    )
     parser.add_argument(
         "--out", type=Path, help="default: OUTPUT/checkpoints/, named as training does"
     )

@@ -1,0 +1,253 @@
+"""Runs that must not be lost: interrupted, poisoned, continued otherwise, on a full disk."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import COMPILE_FAST
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from test_train import REPO, config, export, one_step
+
+from justdubit_jax import checkpoint, fingerprint, lora, metrics, objective, settings, train
+from justdubit_jax.errors import InputError
+
+FOUR = ("--config.optimization.steps=4", "--config.checkpoints.interval=2")
+
+
+@pytest.fixture(scope="module")
+def finished(demo, tmp_path_factory):
+    """Four steps with dropout and a running mean, saved at two and four."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    train.main(config(demo, output, *FOUR, *EXTRAS))
+    return output
+
+
+EXTRAS = ("--config.lora.dropout=0.1", "--config.optimization.ema_decay=0.5")
+
+
+def same(a: Path, b: Path) -> bool:
+    return a.read_bytes() == b.read_bytes()
+
+
+def test_sigterm_saves_and_the_same_command_continues(demo, finished, tmp_path, monkeypatch):
+    def add(self, at, *rest):
+        original(self, at, *rest)
+        if at == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    original = metrics.Metrics.add
+    run = config(demo, tmp_path / "out", *FOUR, *EXTRAS)
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.Metrics, "add", add)
+        train.main(run)
+    assert checkpoint.Checkpoints(tmp_path / "out/state").steps == [2, 3]
+    assert lora.export_path(tmp_path / "out", 3).is_file()
+    train.main(run)
+    for mean in (False, True):
+        assert same(
+            lora.export_path(tmp_path / "out", 4, mean), lora.export_path(finished, 4, mean)
+        )
+
+
+def test_sigterm_before_the_first_step_exits_with_0(demo, tmp_path, monkeypatch):
+    def load(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train, "load_base", load)
+    with pytest.raises(SystemExit) as ended:
+        train.main(config(demo, tmp_path / "out", *FOUR))
+    assert ended.value.code == 0
+
+
+def test_the_mean_is_the_adapters_running_mean(demo, tmp_path):
+    flags = ("--config.optimization.steps=2", "--config.checkpoints.interval=1")
+    flags += ("--config.checkpoints.precision=float32", "--config.optimization.ema_decay=0.75")
+    train.main(config(demo, tmp_path, *flags))
+    first, second = export(tmp_path, 1), export(tmp_path, 2)
+    mean = load_file(lora.export_path(tmp_path, 2, mean=True))
+    assert mean.keys() == second.keys()
+    for key in (key for key in mean if "lora_B" in key):  # which start as zeros
+        want = 0.75 * 0.25 * first[key] + 0.25 * second[key]
+        np.testing.assert_allclose(mean[key], want, atol=1e-9)
+    out = tmp_path / "mean.safetensors"
+    tool = [sys.executable, "tools/export_lora.py", "--run", str(tmp_path), "--out", str(out)]
+    subprocess.run([*tool, "--mean", "--precision=float32"], check=True, cwd=REPO)
+    assert all((load_file(out)[key] == mean[key]).all() for key in mean)
+
+
+def fixed_draw(key, batch, sampling, first_frame_p, frames):
+    """Noise that depends on the sample alone."""
+    size = len(batch.video.target)
+    video, audio = (jnp.sin(37 * stream.target) for stream in (batch.video, batch.audio))
+    return objective.Draw(jnp.full(size, 0.7), video, audio, jnp.zeros(size, bool))
+
+
+def test_accumulation_equals_one_large_batch(demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(objective, "draw", fixed_draw)
+    alike = "--config.training_strategy.mask_config.use_masked_loss=False"
+    whole = one_step(demo, tmp_path, 1, 1, 8, alike)
+    parts = one_step(
+        demo, tmp_path, 1, 1, 2, alike, "--config.optimization.gradient_accumulation_steps=4"
+    )
+    for name, want in whole[0].items():
+        assert parts[0][name] == pytest.approx(want, rel=1e-5)  # float32 sums in another order
+    for path, want in whole[1].items():
+        np.testing.assert_allclose(parts[1][path], want, atol=1e-5 * np.abs(want).max())
+
+
+def poisoned(demo: Path, folder: Path, names: list[str]) -> Path:
+    """A copy of the demo's latents in which these samples' sound is not a number."""
+    shutil.copytree(demo / "dataset/.precomputed", folder)
+    for name in names:
+        path = folder / f"audio_latents/clips/{name}_media.safetensors"
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata()
+        tensors = {key: np.full_like(x, np.nan) for key, x in load_file(path).items()}
+        save_file(tensors, path, metadata)
+    return folder
+
+
+def test_a_step_that_is_not_finite_is_named_and_not_applied(demo, tmp_path, capsys):
+    root = poisoned(demo, tmp_path / "data", ["002"])
+    train.main(
+        config(demo, tmp_path / "out", *FOUR, f"--config.data.preprocessed_data_root={root}")
+    )
+    printed = capsys.readouterr().err
+    assert printed.count("not finite, step not applied") == 1  # one epoch of four samples
+    assert str(root / "latents/clips/002_media.safetensors") in printed
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").open()]
+    assert [r["loss"] is None for r in lines].count(True) == 1
+    assert all(
+        np.isfinite(x.astype(np.float32)).all() for x in export(tmp_path / "out", 4).values()
+    )
+
+
+def test_three_in_a_row_stop_the_training_with_the_last_good_state(demo, tmp_path):
+    root = poisoned(demo, tmp_path / "data", ["000", "001", "002", "003"])
+    flags = (f"--config.data.preprocessed_data_root={root}", "--config.optimization.steps=9")
+    with pytest.raises(InputError, match=r"step 1: .*step 2: .*step 3: .*_media.safetensors"):
+        train.main(config(demo, tmp_path / "out", *flags))
+    saved = checkpoint.Checkpoints(tmp_path / "out/state")
+    assert len(saved.steps) == 1
+    run = settings.read(config(demo, tmp_path / "out", *flags))
+    kept = saved.adapters(saved.steps[0])
+    want = lora.init(kept, jax.random.key(run.seed))
+    assert all((kept[path] == want[path]).all() for path in want)
+
+
+def test_fresh_moves_the_run_aside(demo, finished, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    train.main(config(demo, output, "--config.optimization.steps=1"), fresh=True)
+    assert checkpoint.Checkpoints(output / "state").steps == [1]
+    assert same(lora.export_path(output / "previous/1", 4), lora.export_path(finished, 4))
+
+
+def test_lora_files_without_their_state_are_not_overwritten(demo, finished, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(finished / "checkpoints", output / "checkpoints")
+    with pytest.raises(InputError, match="--fresh, which moves them"):
+        train.main(config(demo, output, *FOUR))
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "lora.rank=4",
+        "seed=1",
+        "optimization.learning_rate=1e-4",
+        "validation.holdout=1",
+        "training_strategy.first_frame_conditioning_p=0.5",
+    ],
+)
+def test_a_run_is_not_continued_as_another(demo, finished, tmp_path, flag):
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    with pytest.raises(InputError, match=re.escape(flag.partition("=")[0])):
+        train.main(config(demo, output, *FOUR, *EXTRAS, f"--config.{flag}"))
+
+
+def test_harmless_keys_may_change(demo, finished, tmp_path, capsys):
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    flags = ("--config.optimization.steps=5", "--config.checkpoints.interval=5")
+    train.main(config(demo, output, *EXTRAS, *flags, "--config.mesh.data=2"))  # two devices now
+    assert "mesh.data" in capsys.readouterr().err
+    assert lora.export_path(output, 5).is_file()
+    assert [json.loads(line)["step"] for line in (output / "metrics.jsonl").open()] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
+
+
+def test_another_data_set_under_the_same_name_is_noticed(demo, finished):
+    mark = checkpoint.Checkpoints(finished / "state").meta(4)["fingerprint"]
+    other = fingerprint.fingerprint(config(demo, finished, *FOUR, *EXTRAS), {}, ["x"])
+    with pytest.raises(InputError, match="the data set is another"):
+        fingerprint.check_same(mark, other | {fingerprint.BASE: mark[fingerprint.BASE]})
+
+
+def test_a_line_that_a_kill_cut_off_does_not_count(demo, finished, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    shutil.rmtree(output / "state/4")
+    with (output / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    (output / "checkpoints/.lora_weights_step_00004.tmp-1.safetensors").write_bytes(b"half")
+    train.main(config(demo, output, *FOUR, *EXTRAS))
+    assert same(lora.export_path(output, 4), lora.export_path(finished, 4))
+    assert not list(output.glob("checkpoints/.*"))
+
+
+def test_the_best_step_is_never_removed(demo, tmp_path):
+    flags = (
+        *("--config.optimization.steps=4", "--config.checkpoints.interval=1"),
+        *("--config.checkpoints.keep_last_n=1", "--config.checkpoints.keep_best=True"),
+        "--config.validation.holdout=1",
+        "--config.validation.interval=0",
+        "--config.optimization.learning_rate=0.3",  # the loss rises
+    )
+    train.main(config(demo, tmp_path, *flags))
+    best = json.loads((tmp_path / "best.json").read_text())["step"]
+    kept = {best, 4}
+    assert set(checkpoint.Checkpoints(tmp_path / "state").steps) == kept
+    assert {lora.step_of(path) for path in (tmp_path / "checkpoints").iterdir()} == kept
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_was_complete(demo, finished, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    run = config(demo, output, *EXTRAS)
+    flags = [f"--config.{key}={value}" for key, value in (("optimization.steps", 6),)]
+    flags += [*EXTRAS, f"--config.output_dir={output}", "--config.mesh.data=1"]
+    flags += [f"--config.model.model_path={run.model.model_path}"]
+    flags += [f"--config.data.preprocessed_data_root={run.data.preprocessed_data_root}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "justdubit_jax.train", "--config", "configs/demo.py", *flags],
+        env=os.environ | {"XLA_FLAGS": COMPILE_FAST},
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+        # No file may grow beyond it: what a full disk does to a large one.
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert checkpoint.Checkpoints(output / "state").steps == [2, 4]
+    assert same(lora.export_path(output, 4), lora.export_path(finished, 4))
+    assert not lora.export_path(output, 6).exists()
