@@ -45,7 +45,7 @@ def micro_batches(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
 
 
-def spread(tree: Any, places: Any) -> Any:
+def place_whole(tree: Any, places: Any) -> Any:
     """Host arrays, whole on every process, as arrays with these shardings."""
     return jax.tree.map(
         lambda x, place: jax.make_array_from_callback(x.shape, place, lambda index: x[index]),

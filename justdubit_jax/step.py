@@ -122,7 +122,7 @@ def first_state(training: Training) -> State:
         adapters = start(jax.random.key(run.seed))
     else:
         file = newest_lora(run.load_checkpoint)
-        adapters = sharding.spread(lora.read_file(file, shapes), place.adapters)
+        adapters = sharding.place_whole(lora.read_file(file, shapes), place.adapters)
     moments = jax.jit(training.optimizer.init, out_shardings=place.moments)(adapters)
     step = jax.jit(lambda: jnp.int32(0), out_shardings=place.step)()
     mean = None

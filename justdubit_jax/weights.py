@@ -303,7 +303,7 @@ def _targets(
     return targets
 
 
-def _with_arrays[Model: nnx.Module](model: Model, values: Mapping[str, jax.Array]) -> Model:
+def _with_arrays[Model: nnx.Module](model: Model, values: Mapping[str, Any]) -> Model:
     graphdef, state = nnx.split(model)
     for path, variable in nnx.to_flat_state(state):
         if isinstance(variable, Frozen):
