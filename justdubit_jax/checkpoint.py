@@ -5,8 +5,12 @@ is kept, `mean` (of the adapters) as trees, and `meta` as JSON: the data positio
 configuration's fingerprint and what an export needs to know.
 """
 
+import contextlib
+import gc
+import logging
 import shutil
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +22,15 @@ from justdubit_jax.errors import InputError
 from justdubit_jax.lora import Adapters
 
 _REMOVED = ".removed-"  # a step that is on its way out
+
+
+@contextlib.contextmanager
+def _unraisable_ignored() -> Iterator[None]:
+    hook, sys.unraisablehook = sys.unraisablehook, lambda *_: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
 
 
 class State(NamedTuple):
@@ -37,6 +50,9 @@ class Checkpoints:
         if distributed.is_first():
             for path in self._folder.glob(f"{_REMOVED}*"):
                 shutil.rmtree(path)
+        # A failed save is raised by `wait`; its threads need not print it too.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         tree = ocp.StandardCheckpointHandler
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -140,6 +156,23 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.close()
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close; on the way out of an error, what a save has to say is left unsaid."""
+        if kind is None:
+            self.wait()
+        else:
+            with contextlib.suppress(InputError):
+                self.wait()
+        self.close()
+
     def _failed(self, error: Exception) -> InputError:
+        # What is left of the writers complains, when it is collected, that their loop is closed.
+        with _unraisable_ignored():
+            error.__traceback__ = None
+            gc.collect()
         kept = ", ".join(map(str, self.steps)) or "none"
-        return InputError(f"{self._folder}: a step was not saved: {error}; complete steps: {kept}")
+        reason = str(error).strip().splitlines()[0]
+        return InputError(f"{self._folder}: a step was not saved: {reason}; complete steps: {kept}")

@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
+
+from justdubit_jax.errors import InputError
 
 
 @contextlib.contextmanager
@@ -34,11 +37,14 @@ def remove_leftovers(folder: Path) -> None:
 def save_safetensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Write a safetensors file atomically."""
+    """Write a safetensors file atomically. Raises InputError if the system does not take it."""
     with replacing(path) as temporary:
         # Not ascontiguousarray, which gives a scalar an axis.
         arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-        save_file(arrays, temporary, metadata=dict(metadata))
+        try:
+            save_file(arrays, temporary, metadata=dict(metadata))
+        except SafetensorError as error:
+            raise InputError(f"{path}: not written: {error}") from None
         temporary.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner reads
 
 

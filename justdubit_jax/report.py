@@ -211,10 +211,12 @@ class Display:
         self._seconds.append(record["seconds"])
         # The median: a step that compiled or waited for samples says nothing of the rest.
         left = int((self._steps - step) * statistics.median(self._seconds))
+        mfu = f"{record['mfu']:.0%}" if "mfu" in record else "n/a"
         note = (
             f"loss {record['loss']:.4f} "
             f"(video {record['loss_video']:.4f}, audio {record['loss_audio']:.4f})  "
             f"lr {record['learning_rate']['default']:.2e}  {record['seconds']:.2f} s/step  "
+            f"{record['tflops']:.3g} TFLOP/s (MFU {mfu})  "
             f"{left // 3600}:{left % 3600 // 60:02}:{left % 60:02} left"
         )
         if self._plain:

@@ -68,9 +68,12 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
     for target, names in training.targets.items():
         console.print(f"LoRA {target}: {len(names)} modules")
 
-    with Interrupt() as interrupt, ThreadPoolExecutor(1) as compiler:
-        claim_output(run.output_dir, fresh)
-        checkpoints = Checkpoints(run.output_dir / "state")
+    claim_output(run.output_dir, fresh)
+    with (
+        Interrupt() as interrupt,
+        ThreadPoolExecutor(1) as compiler,
+        Checkpoints(run.output_dir / "state") as checkpoints,
+    ):
         names = (sample.name for bucket in buckets for sample in bucket.samples)
         mark = fingerprint(config, source.shapes, names)
         newest, meta = continued(console, checkpoints, mark)
@@ -161,13 +164,11 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
                 metrics.close()
             except NotFinite as error:
                 save()
-                checkpoints.wait()
                 raise InputError(
                     f"{run.output_dir}: loss or gradient not finite three steps in a row, not "
                     f"applied: {error}; the state before them is saved as step {int(state.step)}"
                 ) from None
         remove_old(run, checkpoints)
-        checkpoints.close()
     last = lora.export_path(run.output_dir, int(state.step))
     console.print(f"{'stopped; the same command continues' if stopped else 'done'}: {last}")
 

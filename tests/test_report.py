@@ -26,7 +26,8 @@ def clip(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
 def record(step: int, loss: float = 1.0) -> dict:
     losses = {"loss": loss, "loss_video": 0.9 * loss, "loss_audio": 1.1 * loss}
     rates = {"default": 1e-4, ".*audio.*": 2e-4}
-    return {"step": step, **losses, "grad_norm": 0.5, "seconds": 2.0, "learning_rate": rates}
+    speed = {"seconds": 2.0, "tflops": 266.6, "mfu": 0.2695}
+    return {"step": step, **losses, "grad_norm": 0.5, **speed, "learning_rate": rates}
 
 
 def masked(data: bytes) -> int:
@@ -75,7 +76,7 @@ def test_event_log_holds_numbers_pictures_sound_and_text(tmp_path):
     log.close()
 
     found = {tag: (step, value) for step, tag, value in summaries(tmp_path / "events")}
-    losses = {"loss", "loss_video", "loss_audio", "grad_norm", "seconds"}
+    losses = {"loss", "loss_video", "loss_audio", "grad_norm", "seconds", "tflops", "mfu"}
     rates = {"learning_rate/default", "learning_rate/.*audio.*"}
     samples = {"sample_1/dubbed", "sample_1/sound", "config/text_summary"}
     assert set(found) == losses | rates | samples
@@ -239,7 +240,8 @@ def show(console: Console) -> None:
                 tell(1, "[VISUAL]: a man\nsays hello", "denoising", done, 2)
             tell(1, "[VISUAL]: a man\nsays hello", "decoding video")
             tell(2, "x" * 100, "denoising", 0, 2)
-        display.train({**record(2), "seconds": 4.0})
+        unknown = {k: v for k, v in record(2).items() if k != "mfu"}  # an unknown device
+        display.train({**unknown, "seconds": 4.0})
 
 
 def test_plain_lines_without_a_terminal():
@@ -249,14 +251,16 @@ def test_plain_lines_without_a_terminal():
     assert lines[0] == "LoRA [video]: 4 modules"
     assert lines[1] == (
         "step 1/100  loss 0.5000 (video 0.4500, audio 0.5500)  lr 1.00e-04  2.00 s/step  "
-        "0:03:18 left"
+        "267 TFLOP/s (MFU 27%)  0:03:18 left"
     )
     assert lines[2:5] == [
         "step 1/100  sample 1/2  denoising  [VISUAL]: a man says hello",
         "step 1/100  sample 1/2  decoding video  [VISUAL]: a man says hello",
         "step 1/100  sample 2/2  denoising  " + "x" * 59 + "…",
     ]
-    assert lines[5].endswith("4.00 s/step  0:04:54 left")  # 98 steps at the median of 3 s
+    assert lines[5].endswith(
+        "4.00 s/step  267 TFLOP/s (MFU n/a)  0:04:54 left"
+    )  # 98 steps at the median of 3 s
     assert len(lines) == 6
 
 
