@@ -79,7 +79,7 @@ def get_config() -> config_dict.ConfigDict:
 
     c.acceleration = config_dict.ConfigDict()
     c.acceleration.mixed_precision_mode = "bf16"  # base weights and activations; "no" is float32
-    # Storage of the blocks' frozen weights: "int8", "fp8" or "nf4"; nothing keeps mixed_precision's.
+    # Storage of the blocks' frozen weights: "int8", "fp8" or "nf4"; None keeps mixed_precision's.
     c.acceleration.quantization = config_dict.placeholder(str)
     c.acceleration.load_text_encoder_in_8bit = False  # not needed: it never stands beside training
 

@@ -92,9 +92,19 @@ def main(config: ConfigDict) -> None:
     with report.Display(console, run.steps) as display:
         metrics = Metrics(run, first_step, rates, display, logs)
         sampler = validate.Sampler(
-            run, source, graphdef, transformer_config, prepared, cross_timestep, display, logs
+            run,
+            source,
+            graphdef,
+            transformer_config,
+            prepared,
+            cross_timestep,
+            mesh,
+            display,
+            logs,
         )
-        holdout = validate.Holdout(run, graphdef, make_buckets(held_out), cross_timestep, logs)
+        holdout = validate.Holdout(
+            run, graphdef, make_buckets(held_out), cross_timestep, mesh, first_step, logs
+        )
 
         def look(step: int) -> None:
             """Samples and held-out loss; they draw from their own keys and change nothing."""

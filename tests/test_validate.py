@@ -99,7 +99,7 @@ def test_a_failing_sample_is_reported_and_training_goes_on(demo, tmp_path, monke
 
     monkeypatch.setattr(sample, "decode", fails)
     train.main(config(demo, tmp_path / "out", *flags(demo)))
-    assert "samples of step 2 were not written: out of memory" in capsys.readouterr().err
+    assert "sample 1 of step 2 was not written: out of memory" in capsys.readouterr().err
     assert lora.export_path(tmp_path / "out", 3).is_file()
 
 
