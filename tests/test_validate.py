@@ -1,23 +1,33 @@
 """Samples and held-out losses while training, on the demo's files."""
 
+import dataclasses
+import functools
+import io
 import json
 import re
 import shutil
+from fractions import Fraction
 
 import av
+import jax
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.numpy import load_file
 from test_train import config
 
 from justdubit_jax import (
     codec,
     data,
+    evaluate,
+    keys,
     lora,
     media,
     prompts,
+    report,
     sample,
     settings,
+    sharding,
     train,
     validate,
     weights,
@@ -129,6 +139,96 @@ def test_held_out_losses_are_the_same_numbers_on_every_run(demo, tmp_path):
     least = min(records[1:], key=lambda r: r["loss"])
     assert (best["step"], best["loss"]) == (least["step"], least["loss"])
     assert (tmp_path / "a/checkpoints" / best["file"]).is_file()
+
+
+@pytest.fixture(scope="module")
+def prepared(demo, tmp_path_factory):
+    """A run of two prompts with two seeds each, and what is encoded for it."""
+    clips = tuple(str(demo / f"dataset/clips/00{n}_reference.mp4") for n in (0, 1))
+    more = ("--config.validation.prompts=('A face says: hello.', 'A face says: bye.')",)
+    more += (f"--config.validation.reference_videos={clips}",)
+    more += ("--config.validation.videos_per_prompt=2", "--config.validation.guidance_rescale=0.7")
+    run = settings.read(config(demo, tmp_path_factory.mktemp("prepared"), *flags(demo, *more)))
+    return run, validate.prepare(run, weights.open_checkpoint(run.model_path))
+
+
+def on_mesh(demo, prepared, mesh, interrupted=lambda: False, **change):
+    """The run's sampler and fixed loss on a mesh, and the demo's model there."""
+    run, encoded = prepared
+    run = dataclasses.replace(run, validation=dataclasses.replace(run.validation, **change))
+    source, place = (
+        weights.open_checkpoint(run.model_path),
+        functools.partial(sharding.weight, mesh),
+    )
+    model, _ = lora.adapted_model(source.config, run.lora)
+    graphdef, shapes, frozen = lora.split(
+        weights.load(source, keys.TRANSFORMER, model, run.dtype, place)
+    )
+    trained = lora.read_file(lora.export_path(demo / "run", 60), shapes)
+    adapters = {path: jax.device_put(x, place(path, x.shape)) for path, x in trained.items()}
+    display = report.Display(Console(file=io.StringIO()), 1)
+    sampler = validate.Sampler(
+        run, source, graphdef, model.config, encoded, "own", mesh, display, (), interrupted
+    )
+    return sampler, evaluate.FixedLoss(run, graphdef, "own", mesh), adapters, frozen
+
+
+def sampled_and_measured(demo, prepared, mesh, **change):
+    """Latents of every turn by its number, and the loss terms of the demo's four samples."""
+    sampler, loss, *model = on_mesh(demo, prepared, mesh, **change)
+    run, _ = prepared
+    buckets = data.make_buckets(data.find_samples(run.data_root, run.folders))
+    latents = {}
+    for batch in validate.in_batches(sampler._turns, mesh.size):
+        done = sampler._sample(batch, *model, lambda *_: None)
+        latents |= {turn.number: x for turn, x in done}
+    return latents, loss.mean(*model, buckets)
+
+
+@pytest.fixture(scope="module")
+def on_one(demo, prepared):
+    return sampled_and_measured(demo, prepared, sharding.make_mesh(1, 1))
+
+
+@pytest.mark.parametrize(("data_axis", "fsdp", "batched"), [(3, 1, True), (2, 4, False)])
+def test_devices_share_the_samples(demo, prepared, on_one, monkeypatch, data_axis, fsdp, batched):
+    """Four samples as three and one, and as four beside four that are dropped."""
+    monkeypatch.setattr(sharding, "_SMALLEST_SHARDED", 2)  # the toy's weights are all below it
+    mesh = sharding.make_mesh(data_axis, fsdp)
+    latents, losses = sampled_and_measured(demo, prepared, mesh, batch_guidance=batched)
+    assert list(latents) == list(on_one[0]) == [1, 2, 3, 4]
+    for number, pair in on_one[0].items():
+        for got, want in zip(latents[number], pair, strict=True):
+            # float32 sums in another order
+            np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+    assert np.abs(latents[1][0] - latents[2][0]).max() > 0.1  # another seed
+    assert losses == pytest.approx(on_one[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(("calls", "files"), [(3, 0), (9, 1)])
+def test_an_interrupted_sampler_writes_nothing_more(demo, prepared, tmp_path, calls, files):
+    """Asked before and after the one call of each sample, then before each decode."""
+    run, encoded = prepared
+    left = iter([False] * calls)
+    run = dataclasses.replace(run, output_dir=tmp_path)
+    sampler, _, *model = on_mesh(
+        demo, (run, encoded), sharding.make_mesh(1, 1), lambda: next(left, True)
+    )
+    written = sampler.write(0, *model)
+    assert len(written) == files == len(list(tmp_path.rglob("*.mp4")))
+
+
+def test_turns_of_equal_shapes_stand_together():
+    def of(frames):
+        job = sample.Job(frames, 64, 96, Fraction(25), None, None, None)
+        context = np.zeros((1, 1), np.float32)
+        encoded = sample.Encoded(None, None, None)
+        return validate.Prepared(job, encoded, "", (context, context), None)
+
+    turns = validate.turns([of(9), of(17), of(9)], 2, seed=5)
+    batches = list(validate.in_batches(turns, 3))
+    assert [[t.number for t in batch] for batch in batches] == [[1, 2, 5], [6], [3, 4]]
+    assert [t.seed for t in turns] == [5, 6] * 3
 
 
 def test_the_holdout_is_chosen_by_the_seed():
