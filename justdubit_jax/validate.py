@@ -118,8 +118,8 @@ def in_batches(all_turns: Sequence[Turn], size: int) -> Iterator[tuple[Turn, ...
 class Sampler:
     """Writes OUTPUT/samples/step_000100_1.mp4 and so on; compiles once for each shape.
 
-    `interrupted` is asked between pieces of the work; once it is true on one process, all stop,
-    and what is not written by then is dropped.
+    `interrupted` is asked between pieces of the work, and ends it: the sampling as soon as it is
+    true on one process, the decoding on each for itself. What is not written by then is dropped.
     """
 
     def __init__(

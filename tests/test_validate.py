@@ -32,6 +32,7 @@ from justdubit_jax import (
     validate,
     weights,
 )
+from justdubit_jax.denoise import Guidance
 from justdubit_jax.errors import InputError
 
 
@@ -64,6 +65,22 @@ def test_the_demos_samples_and_dub(demo):
     assert (demo / "run/samples/loss.png").is_file()
     assert len(list((demo / "run/contexts").glob("*.safetensors"))) == 2  # prompt and negative
     assert list((demo / "run/tensorboard").glob("events*"))
+
+
+def test_guidance_of_the_sound_is_the_pictures_unless_given(demo, tmp_path):
+    def guidance(*more):
+        return settings.read(config(demo, tmp_path, *more)).validation.guidance
+
+    key = "--config.validation."
+    assert guidance() == (Guidance(cfg=3.0), Guidance(cfg=3.0))
+    alike = guidance(f"{key}guidance_scale=2", f"{key}guidance_rescale=0.5")
+    assert alike[0] == alike[1] == Guidance(cfg=2.0, rescale=0.5)
+    assert guidance(
+        f"{key}audio_cfg_scale=7",
+        *(f"{key}video_modality_guidance_scale=3", f"{key}audio_modality_guidance_scale=2"),
+        *(f"{key}guidance_rescale=0.7", f"{key}audio_guidance_rescale=0"),
+        *(f"{key}stg_scale=1", f"{key}stg_blocks=(1, 2)", f"{key}stg_mode=stg_v"),
+    ) == (Guidance(3.0, 1.0, 3.0, 0.7, (1, 2)), Guidance(7.0, 1.0, 2.0, 0.0, ()))
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +266,15 @@ def test_the_holdout_is_chosen_by_the_seed():
         ("validation.reference_videos=('nowhere.mp4',)", "nowhere.mp4 does not exist"),
         ("model.text_encoder_path=nowhere", "text_encoder_path: nowhere does not exist"),
         ("validation.stg_mode=stg_x", "expected one of stg_av, stg_v"),
+        ("validation.stg_blocks=('a',)", "stg_blocks is ('a',), expected numbers of blocks"),
+        ("validation.guidance_scale=nan", "guidance_scale is nan, expected at least 1"),
+        ("validation.audio_cfg_scale=0.5", "audio_cfg_scale is 0.5, expected at least 1"),
+        ("validation.audio_modality_guidance_scale=0", "audio_modality_guidance_scale is 0"),
+        ("validation.audio_guidance_rescale=1.5", "rescale is 1.5, expected 0 to 1"),
+        ("validation.video_dims=(96, 64)", "expected (width, height, frames)"),
+        ("validation.video_dims=(0, 64, 25)", "multiples of 32"),
+        ("validation.video_dims=(96, 64, 24)", "frames 8k+1"),
+        ("validation.prompts=(3,)", "expected texts"),
         ("validation.holdout=4", "leaves no sample"),
         ("checkpoints.keep_best=True", "needs validation.holdout"),
         ("hub.push_to_hub=True", "not supported yet"),
