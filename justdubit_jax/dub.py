@@ -7,7 +7,7 @@ has the dubbed picture and sound, as an mp4 with h264 and aac.
 import argparse
 import dataclasses
 import math
-import os
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from justdubit_jax.errors import InputError
 
 NEGATIVE_PROMPT = "worst quality, inconsistent motion, blurry, jittery, distorted"
 
-# Of the flags that are numbers.
+# Of the flags that are numbers. Negative strengths are in use; ComfyUI has the same limits.
 _LIMITS = {
+    "lora-strength": (-100, 100),
+    "seed": (0, 2**32 - 1),
     "steps": (1, math.inf),
     "guidance-scale": (1, math.inf),
     "audio-cfg-guidance-scale": (1, math.inf),
@@ -127,9 +129,13 @@ def check_writable(path: Path) -> None:
     """Raise InputError now if the output could not be written later."""
     if path.suffix.lower() != ".mp4":
         raise InputError(f"--out {path}: expected a name that ends with .mp4")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"--out {path}: the folder is not writable")
+    if path.is_dir():
+        raise InputError(f"--out {path} is a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()  # permissions alone do not tell
+    except OSError as error:
+        raise InputError(f"--out {path}: the folder is not writable: {error.strerror}") from None
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -173,7 +179,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--prompt is empty")
     for flag, (low, high) in _LIMITS.items():
         value = getattr(args, flag.replace("-", "_"))
-        if value is not None and not low <= value <= high:
+        if value is not None and not (low <= value <= high and math.isfinite(value)):
             limits = f"at least {low}" if high == math.inf else f"{low} to {high}"
             parser.error(f"--{flag} {value}: expected {limits}")
     return args

@@ -32,8 +32,11 @@ def encode(
             tensors = dict(zip(data.TENSORS["conditions"], encoder([prompt])[0], strict=True))
             save_safetensors(files[prompt], tensors, {"prompt": prompt})
         del encoder
-    multihost_utils.sync_global_devices("prompts are encoded")
-    return {prompt: _read(file) for prompt, file in files.items()}
+    # The others wait here. Their copies of the encoder may have other times, and so other hashes.
+    hashes = np.array([list(file.stem.encode()) for file in files.values()], np.uint8)
+    hashes = multihost_utils.broadcast_one_to_all(hashes).astype(np.uint8)
+    names = [f"{row.tobytes().decode()}.safetensors" for row in hashes]
+    return {prompt: _read(cache / name) for prompt, name in zip(files, names, strict=True)}
 
 
 def _read(path: Path) -> codec.Contexts:

@@ -241,7 +241,7 @@ def _validation(config: Any) -> Validation:
         height=height,
         frames=frames,
         frame_rate=exact_fps(v.frame_rate),
-        seed=v.seed,
+        seed=_within(0, 2**32 - 1, v.seed, "validation.seed"),
         steps=_at_least(1, v.inference_steps, "validation.inference_steps"),
         interval=_at_least(0, v.interval, "validation.interval"),
         guidance=_guidance(v),
@@ -343,7 +343,7 @@ def _at_least(limit: int, value: Any, key: str) -> Any:
     return value
 
 
-def _within(low: float, high: float, value: float, key: str) -> float:
+def _within(low: float, high: float, value: Any, key: str) -> Any:
     if not low <= value <= high:
         raise InputError(f"config: {key} is {value}, expected {low} to {high}")
     return value
