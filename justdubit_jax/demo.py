@@ -26,6 +26,7 @@ from justdubit_jax import (
     lora,
     preprocess,
     settings,
+    sharding,
     train,
     weights,
 )
@@ -128,7 +129,7 @@ def losses(run: settings.Settings) -> list[dict[str, float]]:
         trained = checkpoints.adapters(run.steps)
     untrained = lora.init(shapes, jax.random.key(run.seed))
     buckets, _ = train.read_data(run)
-    fixed = evaluate.FixedLoss(run, graphdef, "own")
+    fixed = evaluate.FixedLoss(run, graphdef, "own", sharding.make_mesh(1, 1))
     return [fixed.mean(adapters, frozen, buckets) for adapters in (untrained, trained)]
 
 

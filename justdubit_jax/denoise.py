@@ -199,13 +199,19 @@ Tokens = tuple[Float[Array, "b tv cv"], Float[Array, "b ta ca"]]
 
 
 def denoise(
-    model: Any, video: Conditioned, audio: Conditioned, levels: Any, settings: Settings
+    model: Any,
+    video: Conditioned,
+    audio: Conditioned,
+    levels: Any,
+    settings: Settings,
+    tokens: Tokens | None = None,
 ) -> Tokens:
     """Sample video and audio tokens [reference | target], float32, along `levels` (see `sigmas`).
 
-    `model` is a Transformer, merged inside the caller's jit, to which `settings` are static. The
-    loop is one scan: the compiled program does not grow with the number of steps. Raises
-    InputError, while tracing, on a block outside the model.
+    `tokens` are those at the first level, by default the noise of sigma 1; so a schedule may be
+    gone through in pieces. `model` is a Transformer, merged inside the caller's jit, to which
+    `settings` are static. The loop is one scan: the compiled program does not grow with the number
+    of steps. Raises InputError, while tracing, on a block outside the model.
     """
 
     def step(tokens: Tokens, pair: Any) -> tuple[Tokens, None]:
@@ -217,7 +223,8 @@ def denoise(
         return (v, a), None
 
     levels = jnp.asarray(levels, jnp.float32)
-    tokens, _ = jax.lax.scan(step, (video.start(), audio.start()), (levels[:-1], levels[1:]))
+    start = (video.start(), audio.start()) if tokens is None else tokens
+    tokens, _ = jax.lax.scan(step, start, (levels[:-1], levels[1:]))
     return tokens
 
 
@@ -238,12 +245,14 @@ def predict(
     def run(one: Pass) -> Any:
         return _run(model, one, video, audio, tokens, sigma, settings)
 
-    predicted = run(_as_batch(stacked)) if settings.batched else jax.lax.map(run, stacked)
+    if settings.batched:
+        batch = len(video.noise)
+        predicted = [_from_batch(x, batch) for x in run(_as_batch(stacked))]
+    else:
+        predicted = jax.lax.map(run, stacked)
     guided = []
-    for guidance, x, prediction in zip(
-        (settings.video, settings.audio), tokens, predicted, strict=True
-    ):
-        by_name = dict(zip(names, prediction.reshape(-1, *x.shape), strict=True))
+    for guidance, prediction in zip((settings.video, settings.audio), predicted, strict=True):
+        by_name = dict(zip(names, prediction, strict=True))
         others = [by_name.get(name) for name in ("negative", "perturbed", "alone")]
         # Each sample on its own, which matters to the standard deviations.
         guided.append(jax.vmap(guidance.combine)(by_name["plain"], *others))
@@ -281,13 +290,23 @@ def _negative(stream: Conditioned, guidance: Guidance) -> Float[Array, "b s e"]:
 
 
 def _as_batch(stacked: Any) -> Pass:
-    """Passes on a leading axis as one pass over a batch that is as many times larger."""
+    """Passes on a leading axis as one pass over a batch that is as many times larger.
+
+    All passes of the first sample come first: where the batch is split over devices, each goes on
+    with its own samples and nothing moves between them.
+    """
+
+    def joined(x: Array, axis: int) -> Array:
+        shape = (*x.shape[1 : axis + 1], -1, *x.shape[axis + 2 :])
+        return jnp.moveaxis(x, 0, axis + 1).reshape(shape)
+
     video, audio, skip = stacked
-    return Pass(
-        jnp.concatenate(video),
-        jnp.concatenate(audio),
-        jax.tree.map(lambda x: jnp.concatenate(x, axis=1), skip),
-    )
+    return Pass(joined(video, 0), joined(audio, 0), jax.tree.map(lambda x: joined(x, 1), skip))
+
+
+def _from_batch(x: Float[Array, "n t c"], batch: int) -> Float[Array, "p b t c"]:
+    """The passes' results on a leading axis again."""
+    return jnp.moveaxis(x.reshape(batch, -1, *x.shape[1:]), 1, 0)
 
 
 def _run(
@@ -304,7 +323,7 @@ def _run(
     times = batch // len(tokens[0])
 
     def repeat(x: Array) -> Array:
-        return jnp.tile(x, (times, *(1 for _ in x.shape[1:])))
+        return jnp.repeat(x, times, axis=0)
 
     modalities = [
         Modality(

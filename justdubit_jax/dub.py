@@ -6,17 +6,33 @@ has the dubbed picture and sound, as an mp4 with h264 and aac.
 
 import argparse
 import dataclasses
-import os
+import math
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from justdubit_jax import cli, clips, codec, denoise, keys, lora, media, sample, weights
+from justdubit_jax import cli, clips, codec, denoise, keys, lora, media, report, sample, weights
+from justdubit_jax.denoise import Guidance
 from justdubit_jax.errors import InputError
 
 NEGATIVE_PROMPT = "worst quality, inconsistent motion, blurry, jittery, distorted"
+
+# Of the flags that are numbers. Negative strengths are in use; ComfyUI has the same limits.
+_LIMITS = {
+    "lora-strength": (-100, 100),
+    "seed": (0, 2**32 - 1),
+    "steps": (1, math.inf),
+    "guidance-scale": (1, math.inf),
+    "audio-cfg-guidance-scale": (1, math.inf),
+    "a2v-guidance-scale": (1, math.inf),
+    "v2a-guidance-scale": (1, math.inf),
+    "video-rescale-scale": (0, 1),
+    "audio-rescale-scale": (0, 1),
+    "stg-scale": (0, math.inf),
+}
 
 
 def main(args: argparse.Namespace) -> None:
@@ -29,39 +45,64 @@ def main(args: argparse.Namespace) -> None:
     model, _ = lora.adapted_model(checkpoint.config, config)
     graphdef, shapes, _ = lora.split(model)
     adapters = lora.read_file(args.lora, shapes)
+    settings = sampling_settings(args)
+    settings.check(model.config.layers)
     job = read_job(args, checkpoint, console)
 
-    guided = args.guidance_scale != 1
+    guided = "negative" in settings.passes
     encode_text = codec.text_encoder(checkpoint, args.text_encoder_path, codec.default_dtype())
     prompt = encode_text([args.prompt])[0]
     negative = encode_text([args.negative_prompt])[0] if guided else None
     del encode_text
     encoded = sample.encode(checkpoint, [job])[0]
 
-    dtype = codec.default_dtype()
-    model = weights.load(checkpoint, keys.TRANSFORMER, model, dtype)
+    model = weights.load(checkpoint, keys.TRANSFORMER, model, settings.dtype)
     graphdef, _, frozen = lora.split(model)
     audio_shape = codec.audio_latent_shape(checkpoint)
     streams = sample.conditioned(
         job, encoded, (prompt, negative), model.config, audio_shape, args.seed
     )
-    guidance = denoise.Guidance(cfg=args.guidance_scale)
-    settings = denoise.Settings(
-        video=guidance,
-        audio=guidance,
-        isolate=not args.no_cross_attention_masking,
-        cross_timestep=args.cross_timestep or trained_rule(args.lora),
-        dtype=dtype,
-        batched=sample.runs_batched(model.config, streams, 1 + guided),
-    )
-    console.print(f"sampling {args.steps} steps")
-    run = sample.sampler(graphdef, settings)
-    sampled = run(adapters, frozen, *streams, denoise.sigmas(args.steps))
-    latents = sample.target_latents(job, sampled, streams, audio_shape[0])
-    del model, frozen, run, sampled
-    frames, sound, rate = sample.decode(checkpoint, [latents])[0]
+    if args.batch_guidance == "auto":
+        batched = sample.runs_batched(model.config, streams, len(settings.passes))
+        settings = dataclasses.replace(settings, batched=batched)
+    loop, tokens = sample.sampler(graphdef, settings), sample.start(streams)
+    pieces = sample.in_segments(loop, adapters, frozen, streams, tokens, args.steps)
+    with report.counting(console, "sampling", args.steps) as show:
+        for done, tokens in pieces:  # noqa: B007 (the last are used)
+            show(done)
+    latents = sample.target_latents(job, tokens, streams, audio_shape[0])
+    del model, frozen, loop, pieces, tokens
+    frames, sound, rate = next(sample.decode(checkpoint, [latents]))
     media.write_video(args.out, frames, job.fps, sound, rate)
     console.print(f"wrote {args.out}: {len(frames)} frames, {float(job.fps):g} fps")
+
+
+def sampling_settings(args: argparse.Namespace) -> denoise.Settings:
+    """How to sample; guidance of the sound that is not given is the picture's."""
+    blocks = denoise.stg_blocks(args.stg_mode, args.stg_blocks if args.stg_scale else ())
+    video = Guidance(
+        cfg=args.guidance_scale,
+        stg=args.stg_scale,
+        modality=args.a2v_guidance_scale,
+        rescale=args.video_rescale_scale,
+        stg_blocks=blocks[0],
+    )
+    cfg, rescale = args.audio_cfg_guidance_scale, args.audio_rescale_scale
+    audio = Guidance(
+        cfg=video.cfg if cfg is None else cfg,
+        stg=args.stg_scale,
+        modality=args.v2a_guidance_scale,
+        rescale=video.rescale if rescale is None else rescale,
+        stg_blocks=blocks[1],
+    )
+    return denoise.Settings(
+        video=video,
+        audio=audio,
+        isolate=not args.no_cross_attention_masking,
+        cross_timestep=args.cross_timestep or trained_rule(args.lora),
+        dtype=codec.default_dtype(),
+        batched=args.batch_guidance == "yes",
+    )
 
 
 def read_job(
@@ -88,9 +129,13 @@ def check_writable(path: Path) -> None:
     """Raise InputError now if the output could not be written later."""
     if path.suffix.lower() != ".mp4":
         raise InputError(f"--out {path}: expected a name that ends with .mp4")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"--out {path}: the folder is not writable")
+    if path.is_dir():
+        raise InputError(f"--out {path} is a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()  # permissions alone do not tell
+    except OSError as error:
+        raise InputError(f"--out {path}: the folder is not writable: {error.strerror}") from None
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -105,7 +150,21 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--text-encoder-path", type=Path, required=True, help="Gemma 3 folder")
     add("--out", type=Path, required=True, help="mp4 to write")
     add("--steps", type=int, default=30)
-    add("--guidance-scale", type=float, default=3.0, help="1 is off")
+    add("--guidance-scale", type=float, default=3.0, help="of prompt over negative; 1 is off")
+    add("--audio-cfg-guidance-scale", type=float, help="of the sound; default: --guidance-scale")
+    add("--a2v-guidance-scale", type=float, default=1.0, help="of picture with sound; 1 is off")
+    add("--v2a-guidance-scale", type=float, default=1.0, help="of sound with picture; 1 is off")
+    add("--video-rescale-scale", type=float, default=0.0, help="to the unguided contrast, 0..1")
+    add("--audio-rescale-scale", type=float, help="default: --video-rescale-scale")
+    add("--stg-scale", type=float, default=0.0, help="spatio-temporal guidance; 0 is off")
+    add("--stg-blocks", type=int, nargs="+", default=[29], help="blocks that it perturbs")
+    add("--stg-mode", choices=("stg_av", "stg_v"), default="stg_av")
+    add(
+        "--batch-guidance",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="guidance passes side by side or one after the other; auto: by free memory",
+    )
     add("--negative-prompt", default=NEGATIVE_PROMPT)
     add("--seed", type=int, default=42)
     add("--width", type=int, help="multiple of 32; default: from the clip")
@@ -118,10 +177,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.prompt.strip():
         parser.error("--prompt is empty")
-    if args.steps < 1:
-        parser.error(f"--steps {args.steps}: expected at least 1")
-    if args.guidance_scale < 1:
-        parser.error(f"--guidance-scale {args.guidance_scale}: expected at least 1")
+    for flag, (low, high) in _LIMITS.items():
+        value = getattr(args, flag.replace("-", "_"))
+        if value is not None and not (low <= value <= high and math.isfinite(value)):
+            limits = f"at least {low}" if high == math.inf else f"{low} to {high}"
+            parser.error(f"--{flag} {value}: expected {limits}")
     return args
 
 

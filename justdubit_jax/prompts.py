@@ -1,14 +1,17 @@
 """Prompts to contexts, encoded once: the text encoder is gone before anything else is loaded.
 
 Contexts are cached on disk under a hash of the prompt, the encoder and the checkpoint, so that a
-second start does not load the encoder at all.
+second start does not load the encoder at all. Of several processes, which share that folder, the
+first encodes and the others read.
 """
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from safetensors import safe_open
 
 from justdubit_jax import codec, data
@@ -23,13 +26,17 @@ def encode(
     stamp = f"{_stamp(model_path)} {_stamp(gemma)} {np.dtype(codec.default_dtype())}"
     files = {p: cache / f"{_hash(stamp, p)}.safetensors" for p in dict.fromkeys(prompts)}
     missing = [prompt for prompt, file in files.items() if not file.exists()]
-    if missing:
+    if missing and jax.process_index() == 0:
         encoder = codec.text_encoder(checkpoint, gemma, codec.default_dtype())
         for prompt in missing:
             tensors = dict(zip(data.TENSORS["conditions"], encoder([prompt])[0], strict=True))
             save_safetensors(files[prompt], tensors, {"prompt": prompt})
         del encoder
-    return {prompt: _read(file) for prompt, file in files.items()}
+    # The others wait here. Their copies of the encoder may have other times, and so other hashes.
+    hashes = np.array([list(file.stem.encode()) for file in files.values()], np.uint8)
+    hashes = multihost_utils.broadcast_one_to_all(hashes).astype(np.uint8)
+    names = [f"{row.tobytes().decode()}.safetensors" for row in hashes]
+    return {prompt: _read(cache / name) for prompt, name in zip(files, names, strict=True)}
 
 
 def _read(path: Path) -> codec.Contexts:

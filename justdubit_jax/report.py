@@ -10,9 +10,9 @@ import struct
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import matplotlib
 import numpy as np
@@ -168,6 +168,23 @@ class WandbLog:
         self._run.log({"step": step, **entry})
 
 
+@contextlib.contextmanager
+def counting(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how many of `total` are done, as it is told: a bar in a terminal, lines elsewhere."""
+    plain = not console.is_interactive
+    columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=20)
+    with Progress(*columns, MofNCompleteColumn(), console=console, disable=plain) as progress:
+        task = progress.add_task(what, total=total)
+
+        def tell(done: int) -> None:
+            progress.update(task, completed=done)
+            if plain:
+                console.print(f"{what} {done}/{total}", markup=False, highlight=False)
+
+        yield tell
+
+
+@runtime_checkable
 class Report(Protocol):
     """Says what the sampling of a prompt is at; `prompt` counts from 1."""
 

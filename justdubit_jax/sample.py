@@ -5,6 +5,8 @@ encoders before the transformer samples, the decoders after it, so none stands b
 """
 
 import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -13,11 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from justdubit_jax import codec, denoise, lora, tokens
+from justdubit_jax import codec, denoise, lora, sharding, tokens
 from justdubit_jax.denoise import Conditioned
 from justdubit_jax.models.transformer import TransformerConfig
 from justdubit_jax.tiling import DEFAULT_TILING
 from justdubit_jax.weights import Checkpoint
+
+Streams = tuple[Conditioned, Conditioned]  # of video, of audio
+
+_SEGMENT = 5  # steps of one call at most: seconds, so that a person sees it move
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +75,7 @@ def conditioned(
     config: TransformerConfig,
     audio_shape: tuple[int, int],
     seed: int,
-) -> tuple[Conditioned, Conditioned]:
+) -> Streams:
     """Noise of that seed, reference tokens, positions and text of both modalities, batch 1.
 
     `contexts` are those of the prompt and of the negative prompt; `audio_shape` the (channels,
@@ -116,19 +122,46 @@ def conditioned(
     )
 
 
-def sampler(graphdef: Any, settings: denoise.Settings) -> Any:
-    """The compiled loop: (adapters, frozen, video, audio, levels) -> tokens of both modalities."""
+def start(streams: Streams) -> denoise.Tokens:
+    """The tokens of both modalities at sigma 1."""
+    video, audio = streams
+    return video.start(), audio.start()
 
-    @jax.jit
-    def run(adapters: Any, frozen: Any, video: Any, audio: Any, levels: Any) -> denoise.Tokens:
+
+def sampler(graphdef: Any, settings: denoise.Settings, place: Any = None) -> Any:
+    """The compiled loop: (adapters, frozen, streams, tokens, levels) -> tokens.
+
+    `place` is the sharding of the tokens of both modalities, None what follows from the arguments.
+    """
+
+    @functools.partial(jax.jit, out_shardings=place)
+    def run(adapters: Any, frozen: Any, streams: Any, sampled: Any, levels: Any) -> denoise.Tokens:
+        video, audio = streams
         model = lora.merge(graphdef, adapters, frozen)
-        return denoise.denoise(model, video, audio, levels, settings)
+        return denoise.denoise(model, video, audio, levels, settings, sampled)
 
     return run
 
 
+def in_segments(
+    loop: Any, adapters: Any, frozen: Any, streams: Any, sampled: denoise.Tokens, steps: int
+) -> Iterator[tuple[int, denoise.Tokens]]:
+    """Sample by calls of a few steps: yields (steps done, tokens), first those of none done.
+
+    The calls are of equal length, so one program serves them all. Between them the host can show
+    what is done, or stop.
+    """
+    levels = denoise.sigmas(steps)
+    size = max(n for n in range(1, _SEGMENT + 1) if steps % n == 0)
+    for done in range(0, steps, size):
+        yield done, sampled
+        part = levels[done : done + size + 1]
+        sampled = jax.block_until_ready(loop(adapters, frozen, streams, sampled, part))
+    yield steps, sampled
+
+
 def target_latents(
-    job: Job, sampled: denoise.Tokens, streams: tuple[Conditioned, Conditioned], channels: int
+    job: Job, sampled: Sequence[Any], streams: Streams, channels: int
 ) -> tuple[codec.Latents, codec.Latents]:
     """The target part of sampled tokens as latents [c, f, y, x] and [c, t, m]."""
     video, audio = (
@@ -141,26 +174,28 @@ def target_latents(
 
 def decode(
     checkpoint: Checkpoint, latents: list[tuple[codec.Latents, codec.Latents]]
-) -> list[tuple[codec.Frames, codec.Sound, int]]:
-    """Picture, sound and sample rate of each sample; the decoders are loaded one by one."""
-    video = codec.video_decoder(checkpoint, codec.default_dtype(), DEFAULT_TILING)
-    pictures = [video(picture) for picture, _ in latents]
-    del video
+) -> Iterator[tuple[codec.Frames, codec.Sound, int]]:
+    """Picture, sound and sample rate of each sample, one picture at a time.
+
+    One decoder after the other is on the device.
+    """
     audio, rate = codec.audio_decoder(checkpoint)
-    return [(p, audio(sound), rate) for p, (_, sound) in zip(pictures, latents, strict=True)]
+    sounds = [audio(sound) for _, sound in latents]
+    del audio
+    video = codec.video_decoder(checkpoint, codec.default_dtype(), DEFAULT_TILING)
+    for (picture, _), sound in zip(latents, sounds, strict=True):
+        yield video(picture), sound, rate
 
 
-def runs_batched(
-    config: TransformerConfig, streams: tuple[Conditioned, Conditioned], passes: int
-) -> bool:
-    """Whether the passes of a step fit beside one another into the device's free memory.
+def runs_batched(config: TransformerConfig, streams: Streams, passes: int) -> bool:
+    """Whether the passes of a step fit beside one another into the free memory of each device.
 
-    A pass holds about two dozen copies of its hidden tokens at once (queries, keys, values, the
+    All processes ask together and get the same answer, since they run the same program. A pass
+    holds about two dozen copies of its hidden tokens at once (queries, keys, values, the
     feed-forward's four-fold middle, float32 norms). Where the device does not tell: yes.
     """
-    stats = jax.local_devices()[0].memory_stats()
-    if not stats or "bytes_limit" not in stats:
-        return True
+    stats = jax.local_devices()[0].memory_stats() or {}
+    free = stats.get("bytes_limit", np.inf) - stats.get("bytes_in_use", 0)
     counts = [s.noise.shape[1] + s.reference.shape[1] for s in streams]
     width = counts[0] * config.video.dim + counts[1] * config.audio.dim
-    return passes * 24 * 2 * width < stats["bytes_limit"] - stats["bytes_in_use"]
+    return not sharding.any_process(passes * 24 * 2 * width >= free)

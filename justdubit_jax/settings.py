@@ -13,7 +13,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from justdubit_jax import optim, schedules
+from justdubit_jax import denoise, optim, schedules
+from justdubit_jax.denoise import Guidance
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import LoRAConfig
 from justdubit_jax.media import exact_fps
@@ -40,12 +41,10 @@ class Validation:
     seed: int
     steps: int
     interval: int  # 0: none
-    guidance_scale: float
+    guidance: tuple[Guidance, Guidance]  # of video, of audio
+    batch_guidance: bool | None  # None: by free memory
     with_sound: bool
     skip_initial: bool
-    stg_scale: float
-    stg_blocks: tuple[int, ...]
-    stg_mode: str
     holdout: int
     text_encoder_path: Path | None
 
@@ -208,18 +207,16 @@ def _refuse(config: Any) -> None:
 
 def _validation(config: Any) -> Validation:
     v = config.validation
-    width, height, frames = v.video_dims
-    if width % PIXELS_PER_LATENT or height % PIXELS_PER_LATENT or frames % FRAMES_PER_LATENT != 1:
-        raise InputError(
-            f"config: validation.video_dims {width}x{height}x{frames}: width and height must be "
-            "multiples of 32 and frames 8k+1"
-        )
+    width, height, frames = _video_dims(v.video_dims)
     for key, values in (("images", v.images), ("reference_videos", v.reference_videos)):
         if values and len(values) != len(v.prompts):
             raise InputError(
                 f"config: validation.{key} has {len(values)} entries, validation.prompts "
                 f"{len(v.prompts)}; expected one a prompt"
             )
+    for key in ("prompts", "images", "reference_videos"):
+        if not all(isinstance(text, str) for text in v[key]):
+            raise InputError(f"config: validation.{key} is {tuple(v[key])}, expected texts")
     for prompt in v.prompts:
         if not prompt.strip():
             raise InputError("config: validation.prompts has an empty prompt")
@@ -238,15 +235,13 @@ def _validation(config: Any) -> Validation:
         height=height,
         frames=frames,
         frame_rate=exact_fps(v.frame_rate),
-        seed=v.seed,
+        seed=_within(0, 2**32 - 1, v.seed, "validation.seed"),
         steps=_at_least(1, v.inference_steps, "validation.inference_steps"),
         interval=_at_least(0, v.interval, "validation.interval"),
-        guidance_scale=_at_least(1, v.guidance_scale, "validation.guidance_scale"),
+        guidance=_guidance(v),
+        batch_guidance=v.batch_guidance,
         with_sound=v.generate_audio,
         skip_initial=v.skip_initial_validation,
-        stg_scale=_at_least(0, v.stg_scale, "validation.stg_scale"),
-        stg_blocks=tuple(v.stg_blocks),
-        stg_mode=_one_of(v, "validation.stg_mode", ("stg_av", "stg_v")),
         holdout=_at_least(0, v.holdout, "validation.holdout"),
         text_encoder_path=_existing(config.model.text_encoder_path, "model.text_encoder_path")
         if v.prompts and v.interval
@@ -300,6 +295,57 @@ def _ema_decay(value: float) -> float:
     return value
 
 
+def _video_dims(dims: Any) -> tuple[int, int, int]:
+    """(width, height, frames) of a size that the model takes."""
+    if len(dims) != 3 or not all(isinstance(n, int) for n in dims):
+        raise InputError(
+            f"config: validation.video_dims is {tuple(dims)}, expected (width, height, frames)"
+        )
+    off_grid = any(n < 1 or n % PIXELS_PER_LATENT for n in dims[:2])
+    if off_grid or dims[2] < 1 or dims[2] % FRAMES_PER_LATENT != 1:
+        raise InputError(
+            f"config: validation.video_dims {'x'.join(map(str, dims))}: width and height must be "
+            "multiples of 32 and frames 8k+1"
+        )
+    return tuple(dims)
+
+
+def _guidance(v: Any) -> tuple[Guidance, Guidance]:
+    """Guidance of (video, audio); what is None for the sound is the picture's."""
+
+    def scale(key: str, default: Any = None) -> float:
+        value = default if v[key] is None else v[key]
+        return _at_least(1, value, f"validation.{key}")
+
+    def rescale(key: str, default: Any = None) -> float:
+        value = default if v[key] is None else v[key]
+        return _within(0, 1, value, f"validation.{key}")
+
+    stg = _at_least(0, v.stg_scale, "validation.stg_scale")
+    mode: Any = _one_of(v, "validation.stg_mode", ("stg_av", "stg_v"))
+    if not all(isinstance(block, int) for block in v.stg_blocks) or (stg and not v.stg_blocks):
+        raise InputError(
+            f"config: validation.stg_blocks is {tuple(v.stg_blocks)}, expected numbers of blocks"
+        )
+    blocks = denoise.stg_blocks(mode, v.stg_blocks if stg else ())
+    return (
+        Guidance(
+            cfg=scale("guidance_scale"),
+            stg=stg,
+            modality=scale("video_modality_guidance_scale"),
+            rescale=rescale("guidance_rescale"),
+            stg_blocks=blocks[0],
+        ),
+        Guidance(
+            cfg=scale("audio_cfg_scale", v.guidance_scale),
+            stg=stg,
+            modality=scale("audio_modality_guidance_scale"),
+            rescale=rescale("audio_guidance_rescale", v.guidance_rescale),
+            stg_blocks=blocks[1],
+        ),
+    )
+
+
 def _sampling(flow: Any) -> SigmaSampling:
     key = "flow_matching.timestep_sampling_mode"
     mode = _one_of(flow, key, ("shifted_logit_normal", "uniform"))
@@ -351,7 +397,7 @@ def _at_least(limit: int, value: Any, key: str) -> Any:
     return value
 
 
-def _within(low: float, high: float, value: float, key: str) -> float:
+def _within(low: float, high: float, value: Any, key: str) -> Any:
     if not low <= value <= high:
         raise InputError(f"config: {key} is {value}, expected {low} to {high}")
     return value

@@ -104,18 +104,21 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
             metrics = Metrics(
                 run, first_step, optim.curves(run.optimizer), display, logs, plan.peak_flops(mesh)
             )
+            cross_timestep, graphdef = training.cross_timestep, training.graphdef
             sampler = validate.Sampler(
                 run,
                 source,
-                training.graphdef,
+                graphdef,
                 training.model.config,
                 prepared,
-                training.cross_timestep,
+                cross_timestep,
+                mesh,
                 display,
                 logs,
+                interrupted=lambda: interrupt.asked,
             )
             holdout = validate.Holdout(
-                run, training.graphdef, make_buckets(held_out), training.cross_timestep, logs
+                run, graphdef, make_buckets(held_out), cross_timestep, mesh, first_step, logs
             )
 
             def save() -> None:

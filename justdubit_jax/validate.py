@@ -2,18 +2,23 @@
 
 What needs the text encoder and the VAE encoders is done before the transformer is loaded; the
 decoders are loaded for each round and gone again. The adapters in training are used as they are.
-Sampling has its own random keys, so it changes nothing in the training.
+Sampling has its own random keys, so it changes nothing in the training. Every device takes a sample
+at a time, and every process writes the samples of its devices.
 """
 
 import dataclasses
 import functools
+import itertools
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from justdubit_jax import (
     clips,
@@ -26,6 +31,7 @@ from justdubit_jax import (
     prompts,
     report,
     sample,
+    sharding,
 )
 from justdubit_jax.files import replacing
 from justdubit_jax.models.transformer import CrossTimestep, TransformerConfig
@@ -39,8 +45,24 @@ class Prepared:
 
     job: sample.Job
     encoded: sample.Encoded
+    text: str
     prompt: codec.Contexts
     negative: codec.Contexts | None
+
+    @property
+    def shapes(self) -> tuple[Any, ...]:
+        """What samples have in common that can stand in one batch."""
+        parts = self.encoded.reference, self.encoded.sound, self.encoded.image
+        return self.job.grid, *(None if x is None else x.shape for x in parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One sample of a prompt; its number, from 1, is that of its file."""
+
+    number: int
+    prepared: Prepared
+    seed: int
 
 
 def prepare(run: Settings, checkpoint: Checkpoint) -> list[Prepared]:
@@ -50,14 +72,14 @@ def prepare(run: Settings, checkpoint: Checkpoint) -> list[Prepared]:
         return []
     assert v.text_encoder_path is not None
     jobs = [read_job(run, checkpoint, index) for index in range(len(v.prompts))]
-    guided = v.guidance_scale != 1
+    guided = any(guidance.cfg != 1 for guidance in v.guidance)
     wanted = [*v.prompts, v.negative_prompt] if guided else list(v.prompts)
     cache = run.output_dir / "contexts"
     contexts = prompts.encode(wanted, checkpoint, run.model_path, v.text_encoder_path, cache)
     negative = contexts[v.negative_prompt] if guided else None
     encoded = sample.encode(checkpoint, jobs)
     return [
-        Prepared(job, latents, contexts[prompt], negative)
+        Prepared(job, latents, prompt, contexts[prompt], negative)
         for job, latents, prompt in zip(jobs, encoded, v.prompts, strict=True)
     ]
 
@@ -78,8 +100,27 @@ def read_job(run: Settings, checkpoint: Checkpoint, index: int) -> sample.Job:
     return sample.Job(count, v.height, v.width, v.frame_rate, frames, sound, image)
 
 
+def turns(prepared: Sequence[Prepared], repeats: int, seed: int) -> list[Turn]:
+    """The samples of a round: those of a prompt stand together, and differ in their seeds."""
+    pairs = itertools.product(prepared, range(repeats))
+    return [Turn(number, p, seed + repeat) for number, (p, repeat) in enumerate(pairs, 1)]
+
+
+def in_batches(all_turns: Sequence[Turn], size: int) -> Iterator[tuple[Turn, ...]]:
+    """Turns of equal shapes, `size` together where there are as many."""
+    alike: dict[Any, list[Turn]] = defaultdict(list)
+    for turn in all_turns:
+        alike[turn.prepared.shapes].append(turn)
+    for same in alike.values():
+        yield from itertools.batched(same, size)
+
+
 class Sampler:
-    """Writes OUTPUT/samples/step_000100_1.mp4 and so on; compiles once."""
+    """Writes OUTPUT/samples/step_000100_1.mp4 and so on; compiles once for each shape.
+
+    `interrupted` is asked between pieces of the work, and ends it: the sampling as soon as it is
+    true on one process, the decoding on each for itself. What is not written by then is dropped.
+    """
 
     def __init__(
         self,
@@ -89,76 +130,104 @@ class Sampler:
         config: TransformerConfig,
         prepared: Sequence[Prepared],
         cross_timestep: CrossTimestep,
+        mesh: Mesh,
         display: report.Display,
         logs: Sequence[Any],
+        interrupted: Callable[[], bool] = lambda: False,
     ):
         v = run.validation
-        self._run, self._checkpoint, self._config = run, checkpoint, config
-        self._prepared, self._display, self._logs = prepared, display, logs
+        self._run, self._checkpoint, self._config, self._mesh = run, checkpoint, config, mesh
+        self._turns = turns(prepared, v.videos_per_prompt, v.seed)
+        self._display, self._logs, self._interrupted = display, logs, interrupted
         self._shape = codec.audio_latent_shape(checkpoint)
-        blocks = denoise.stg_blocks(v.stg_mode, v.stg_blocks if v.stg_scale else ())  # type: ignore[arg-type]
-        guidance = [
-            denoise.Guidance(cfg=v.guidance_scale, stg=v.stg_scale, stg_blocks=b) for b in blocks
-        ]
         self._settings = denoise.Settings(
-            video=guidance[0],
-            audio=guidance[1],
+            *v.guidance,
             isolate=run.isolate,
             cross_timestep=cross_timestep,
             dtype=run.dtype,
-            batched=True,
+            batched=v.batch_guidance is not False,
         )
         self._settings.check(config.layers)
         self._graphdef = graphdef
 
     def write(self, step: int, adapters: lora.Adapters, frozen: Any) -> list[Path]:
-        """Sample every prompt; one that fails is reported and does not end the training."""
-        v = self._run.validation
-        turns = [
-            (p, text, r)
-            for p, text in zip(self._prepared, v.prompts, strict=True)
-            for r in range(v.videos_per_prompt)
-        ]
-        latents, done = [], []
-        with self._display.sampling(step, len(turns)) as say:
-            for number, (prepared, text, repeat) in enumerate(turns, 1):
-                say(number, text, f"sampling {v.steps} steps")
+        """Sample every prompt, and return the files that this process wrote.
+
+        A sample that fails is reported and does not end the training.
+        """
+        sampled: list[tuple[Turn, Any]] = []
+        with self._display.sampling(step, len(self._turns)) as say:
+            for batch in in_batches(self._turns, self._mesh.size):
                 try:
-                    latents.append(self._sample(prepared, adapters, frozen, v.seed + repeat))
-                    done.append((number, prepared.job))
+                    latents = self._sample(batch, adapters, frozen, say)
                 except Exception as error:
-                    self._display.log(f"sample {number} of step {step} failed: {error}")
-            if not done:
-                return []
-            say(len(turns), "", "decoding")
-            try:
-                decoded = sample.decode(self._checkpoint, latents)
-                return [
-                    self._save(step, number, job, frames, sound, rate)
-                    for (number, job), (frames, sound, rate) in zip(done, decoded, strict=True)
-                ]
-            except Exception as error:
-                self._display.log(f"samples of step {step} were not written: {error}")
-                return []
+                    numbers = ", ".join(str(turn.number) for turn in batch)
+                    self._display.log(f"sample {numbers} of step {step} failed: {error}")
+                    continue
+                if latents is None:
+                    return []
+                sampled += latents
+            return self._decode(step, sampled, say)
 
-    def _path(self, step: int, number: int) -> Path:
-        return self._run.output_dir / "samples" / f"step_{step:06d}_{number}.mp4"
+    def _sample(
+        self, batch: Sequence[Turn], adapters: Any, frozen: Any, say: report.Report
+    ) -> list[tuple[Turn, Any]] | None:
+        """The latents of this process's turns of the batch; None if interrupted."""
+        steps, own = self._run.validation.steps, sharding.share(self._mesh, batch)
+        streams = [self._conditioned(turn) for _, turn in own]
+        starts = [sample.start(pair) for pair in streams]
+        spread = functools.partial(sharding.spread, self._mesh)
+        loop, tokens = self._loop(self._batched(streams[0])), spread(starts)
+        stage = "sampling" if len(batch) == 1 else f"sampling {len(batch)} at once"
+        pieces = sample.in_segments(loop, adapters, frozen, spread(streams), tokens, steps)
+        for done, tokens in pieces:  # noqa: B007 (the last are used)
+            say(batch[0].number, batch[0].prepared.text, stage, done, steps)
+            if sharding.any_process(self._interrupted()):
+                return None
+        rows = zip(own, streams, sharding.own_rows(tokens), strict=True)
+        return [
+            (turn, sample.target_latents(turn.prepared.job, row, pair, self._shape[0]))
+            for (place, turn), pair, row in rows
+            if place < len(batch)
+        ]
 
-    def _sample(self, prepared: Prepared, adapters: Any, frozen: Any, seed: int) -> Any:
-        contexts = (prepared.prompt, prepared.negative)
-        streams = sample.conditioned(
-            prepared.job, prepared.encoded, contexts, self._config, self._shape, seed
+    def _conditioned(self, turn: Turn) -> sample.Streams:
+        prepared = turn.prepared
+        contexts = prepared.prompt, prepared.negative
+        return sample.conditioned(
+            prepared.job, prepared.encoded, contexts, self._config, self._shape, turn.seed
         )
-        count = len(self._settings.passes)
-        batched = sample.runs_batched(self._config, streams, count)
-        loop = self._loop(batched)
-        levels = denoise.sigmas(self._run.validation.steps)
-        sampled = loop(adapters, frozen, *streams, levels)
-        return sample.target_latents(prepared.job, sampled, streams, self._shape[0])
+
+    def _batched(self, streams: sample.Streams) -> bool:
+        if self._run.validation.batch_guidance is not None:
+            return self._run.validation.batch_guidance
+        return sample.runs_batched(self._config, streams, len(self._settings.passes))
 
     @functools.cache  # noqa: B019 (one Sampler a run)
     def _loop(self, batched: bool) -> Any:
-        return sample.sampler(self._graphdef, dataclasses.replace(self._settings, batched=batched))
+        chosen = dataclasses.replace(self._settings, batched=batched)
+        return sample.sampler(self._graphdef, chosen, sharding.batch(self._mesh))
+
+    def _decode(
+        self, step: int, sampled: Sequence[tuple[Turn, Any]], say: report.Report
+    ) -> list[Path]:
+        """Write the samples; after one that fails the decoders start again."""
+        written, clips = [], None
+        for index, (turn, _) in enumerate(sampled):
+            if self._interrupted():
+                break
+            say(turn.number, turn.prepared.text, "decoding")
+            try:
+                rest = [latents for _, latents in sampled[index:]]
+                clips = clips or iter(sample.decode(self._checkpoint, rest))
+                written.append(self._save(step, turn.number, turn.prepared.job, *next(clips)))
+            except Exception as error:
+                clips = None
+                self._display.log(f"sample {turn.number} of step {step} was not written: {error}")
+        return written
+
+    def _path(self, step: int, number: int) -> Path:
+        return self._run.output_dir / "samples" / f"step_{step:06d}_{number}.mp4"
 
     def _save(
         self, step: int, number: int, job: sample.Job, frames: Any, sound: Any, rate: int
@@ -193,7 +262,11 @@ def split_holdout(
 
 
 class Holdout:
-    """The held-out loss: logged to OUTPUT/validation.jsonl, the best checkpoint in best.json."""
+    """The held-out loss: logged to OUTPUT/validation.jsonl, the best checkpoint in best.json.
+
+    What the files say of steps beyond `first_step`, from which a run continues, is dropped. The
+    first process writes them.
+    """
 
     def __init__(
         self,
@@ -201,38 +274,50 @@ class Holdout:
         graphdef: Any,
         buckets: Any,
         cross_timestep: CrossTimestep,
+        mesh: Mesh,
+        first_step: int,
         logs: Sequence[Any],
     ):
-        self._logs = logs
-        self._loss = evaluate.FixedLoss(run, graphdef, cross_timestep)
-        self._buckets, self._output = buckets, run.output_dir
+        self._logs, self._buckets, self._output = logs, buckets, run.output_dir
+        self._loss = evaluate.FixedLoss(run, graphdef, cross_timestep, mesh)
+        self._writes = jax.process_index() == 0
+        path = self._output / "validation.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        records = [r for r in map(json.loads, lines) if r["step"] <= first_step]
+        # Read once: the processes must agree on what is left to measure.
+        self._known: dict[int, dict[str, float]] = {r["step"]: r for r in records}
+        best = _read_best(self._output)
+        if self._writes and best is not None and best["step"] > first_step:
+            (self._output / "best.json").unlink()
 
     def measure(self, step: int, adapters: lora.Adapters, frozen: Any) -> dict[str, float]:
         """Measure, and append a line; a step that is already there is not measured again."""
-        path = self._output / "validation.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        known = {record["step"]: record for record in map(json.loads, lines)}
-        if step not in known:
+        if step not in self._known:
             means = self._loss.mean(adapters, frozen, self._buckets)
-            known[step] = {"step": step, **means}
-            with replacing(path) as temporary:
-                records = (json.dumps(known[s]) + "\n" for s in sorted(known))
-                temporary.write_text("".join(records))
+            self._known[step] = {"step": step, **means}
+            if self._writes:
+                with replacing(self._output / "validation.jsonl") as temporary:
+                    records = (json.dumps(self._known[s]) + "\n" for s in sorted(self._known))
+                    temporary.write_text("".join(records))
             for log in self._logs:
                 log.scalars(step, {"held_out": means})
-        return known[step]
+        return self._known[step]
 
     def name_best(self, record: dict[str, float], file: Path) -> None:
         """Keep the checkpoint of least loss in best.json."""
-        path = self._output / "best.json"
-        best = json.loads(path.read_text()) if path.exists() else None
-        if best is None or record["loss"] < best["loss"]:
-            with replacing(path) as temporary:
+        best = _read_best(self._output)
+        if self._writes and (best is None or record["loss"] < best["loss"]):
+            with replacing(self._output / "best.json") as temporary:
                 best = {"step": record["step"], "loss": record["loss"], "file": file.name}
                 temporary.write_text(json.dumps(best) + "\n")
 
 
 def best_step(output: Path) -> int | None:
     """The step that best.json names."""
+    best = _read_best(output)
+    return None if best is None else best["step"]
+
+
+def _read_best(output: Path) -> dict[str, Any] | None:
     path = output / "best.json"
-    return json.loads(path.read_text())["step"] if path.exists() else None
+    return json.loads(path.read_text()) if path.exists() else None

@@ -9,6 +9,7 @@ from conftest import run_module
 from safetensors.numpy import load_file, save_file
 
 from justdubit_jax import dub, media
+from justdubit_jax.denoise import Guidance
 from justdubit_jax.errors import InputError
 
 
@@ -81,7 +82,15 @@ def rename(tensors):
         (lambda d, t: {"lora": d / "assets/ltx-2-tiny.safetensors"}, "expected a LoRA"),
         (lambda d, t: {"prompt": "  "}, "--prompt is empty"),
         (lambda d, t: {"out": t / "out.avi"}, "ends with .mp4"),
-        (lambda d, t: {"steps": 0}, "--steps 0"),
+        (lambda d, t: {"out": "/proc/out.mp4"}, "the folder is not writable"),
+        (lambda d, t: {"lora_strength": "inf"}, "--lora-strength inf: expected -100 to 100"),
+        (lambda d, t: {"seed": 10**30}, "--seed 1000"),
+        (lambda d, t: {"steps": 0}, "--steps 0: expected at least 1"),
+        (lambda d, t: {"guidance_scale": "nan"}, "--guidance-scale nan"),
+        (lambda d, t: {"audio_cfg_guidance_scale": 0.5}, "--audio-cfg-guidance-scale 0.5"),
+        (lambda d, t: {"v2a_guidance_scale": -1}, "--v2a-guidance-scale -1"),
+        (lambda d, t: {"audio_rescale_scale": 2}, "--audio-rescale-scale 2.0: expected 0 to 1"),
+        (lambda d, t: {"stg_scale": 1, "stg_blocks": 3}, "stg_blocks: got 3, expected 0 to 2"),
     ],
 )
 def test_bad_input_is_refused_before_sampling(demo, tmp_path, monkeypatch, change, message):
@@ -89,6 +98,24 @@ def test_bad_input_is_refused_before_sampling(demo, tmp_path, monkeypatch, chang
     with pytest.raises(InputError, match=re.escape(message)):
         dub.main(dub.parse_arguments(arguments(demo, tmp_path, **change(demo, tmp_path))))
     assert not (tmp_path / "out.mp4").exists()
+
+
+def test_guidance_flags(demo, tmp_path):
+    def settings(**change):
+        return dub.sampling_settings(dub.parse_arguments(arguments(demo, tmp_path, **change)))
+
+    plain = settings()
+    assert plain.passes == ("plain", "negative") and plain.video == plain.audio == Guidance(cfg=3.0)
+    assert settings(guidance_scale=1).passes == ("plain",)
+    alike = settings(guidance_scale=2, video_rescale_scale=0.5)
+    assert alike.video == alike.audio == Guidance(cfg=2.0, rescale=0.5)
+    change = {"audio_cfg_guidance_scale": 7, "a2v_guidance_scale": 3, "v2a_guidance_scale": 2}
+    change |= {"video_rescale_scale": 0.7, "audio_rescale_scale": 0, "stg_scale": 1}
+    change |= {"stg_blocks": 1, "stg_mode": "stg_v", "batch_guidance": "yes"}
+    every = settings(**change)
+    assert every.video == Guidance(3.0, 1.0, 3.0, 0.7, (1,)) and every.batched
+    assert every.audio == Guidance(7.0, 1.0, 2.0, 0.0, ())
+    assert every.passes == ("plain", "negative", "perturbed", "alone")
 
 
 def test_an_unwritable_folder_is_one_line(demo, tmp_path):
@@ -103,8 +130,14 @@ def test_any_clip_is_brought_into_shape(demo, tmp_path, capsys):
     sound = np.random.default_rng(1).normal(0, 0.1, (2, 48000 * 40 // 30)).astype(np.float32)
     media.write_video(tmp_path / "odd.mp4", frames, 30, sound)
     change = {"video": tmp_path / "odd.mp4", "frame_rate": "23.976", "lora_strength": 0.5}
+    change |= {"steps": 6, "a2v_guidance_scale": 2, "guidance_scale": 1, "batch_guidance": "no"}
     dub.main(dub.parse_arguments(arguments(demo, tmp_path, **change)))
     notes = capsys.readouterr().err
     assert "100x70 -> 96x64" in notes and "30 -> 23.976 fps" in notes and "-> 25 frames" in notes
+    assert [line for line in notes.splitlines() if line.startswith("sampling")] == [
+        "sampling 0/6",
+        "sampling 3/6",
+        "sampling 6/6",
+    ]
     out = media.read_video(tmp_path / "out.mp4")
     assert out.fps == Fraction(24000, 1001) and out.frames.shape == (25, 64, 96, 3)

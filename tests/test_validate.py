@@ -1,27 +1,38 @@
 """Samples and held-out losses while training, on the demo's files."""
 
+import dataclasses
+import functools
+import io
 import json
 import re
 import shutil
+from fractions import Fraction
 
 import av
+import jax
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.numpy import load_file
 from test_train import config
 
 from justdubit_jax import (
     codec,
     data,
+    evaluate,
+    keys,
     lora,
     media,
     prompts,
+    report,
     sample,
     settings,
+    sharding,
     train,
     validate,
     weights,
 )
+from justdubit_jax.denoise import Guidance
 from justdubit_jax.errors import InputError
 
 
@@ -54,6 +65,22 @@ def test_the_demos_samples_and_dub(demo):
     assert (demo / "run/samples/loss.png").is_file()
     assert len(list((demo / "run/contexts").glob("*.safetensors"))) == 2  # prompt and negative
     assert list((demo / "run/tensorboard").glob("events*"))
+
+
+def test_guidance_of_the_sound_is_the_pictures_unless_given(demo, tmp_path):
+    def guidance(*more):
+        return settings.read(config(demo, tmp_path, *more)).validation.guidance
+
+    key = "--config.validation."
+    assert guidance() == (Guidance(cfg=3.0), Guidance(cfg=3.0))
+    alike = guidance(f"{key}guidance_scale=2", f"{key}guidance_rescale=0.5")
+    assert alike[0] == alike[1] == Guidance(cfg=2.0, rescale=0.5)
+    assert guidance(
+        f"{key}audio_cfg_scale=7",
+        *(f"{key}video_modality_guidance_scale=3", f"{key}audio_modality_guidance_scale=2"),
+        *(f"{key}guidance_rescale=0.7", f"{key}audio_guidance_rescale=0"),
+        *(f"{key}stg_scale=1", f"{key}stg_blocks=(1, 2)", f"{key}stg_mode=stg_v"),
+    ) == (Guidance(3.0, 1.0, 3.0, 0.7, (1, 2)), Guidance(7.0, 1.0, 2.0, 0.0, ()))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +126,7 @@ def test_a_failing_sample_is_reported_and_training_goes_on(demo, tmp_path, monke
 
     monkeypatch.setattr(sample, "decode", fails)
     train.main(config(demo, tmp_path / "out", *flags(demo)))
-    assert "samples of step 2 were not written: out of memory" in capsys.readouterr().err
+    assert "sample 1 of step 2 was not written: out of memory" in capsys.readouterr().err
     assert lora.export_path(tmp_path / "out", 3).is_file()
 
 
@@ -131,6 +158,96 @@ def test_held_out_losses_are_the_same_numbers_on_every_run(demo, tmp_path):
     assert (tmp_path / "a/checkpoints" / best["file"]).is_file()
 
 
+@pytest.fixture(scope="module")
+def prepared(demo, tmp_path_factory):
+    """A run of two prompts with two seeds each, and what is encoded for it."""
+    clips = tuple(str(demo / f"dataset/clips/00{n}_reference.mp4") for n in (0, 1))
+    more = ("--config.validation.prompts=('A face says: hello.', 'A face says: bye.')",)
+    more += (f"--config.validation.reference_videos={clips}",)
+    more += ("--config.validation.videos_per_prompt=2", "--config.validation.guidance_rescale=0.7")
+    run = settings.read(config(demo, tmp_path_factory.mktemp("prepared"), *flags(demo, *more)))
+    return run, validate.prepare(run, weights.open_checkpoint(run.model_path))
+
+
+def on_mesh(demo, prepared, mesh, interrupted=lambda: False, **change):
+    """The run's sampler and fixed loss on a mesh, and the demo's model there."""
+    run, encoded = prepared
+    run = dataclasses.replace(run, validation=dataclasses.replace(run.validation, **change))
+    source, place = (
+        weights.open_checkpoint(run.model_path),
+        functools.partial(sharding.weight, mesh),
+    )
+    model, _ = lora.adapted_model(source.config, run.lora)
+    graphdef, shapes, frozen = lora.split(
+        weights.load(source, keys.TRANSFORMER, model, run.dtype, place)
+    )
+    trained = lora.read_file(lora.export_path(demo / "run", 60), shapes)
+    adapters = {path: jax.device_put(x, place(path, x.shape)) for path, x in trained.items()}
+    display = report.Display(Console(file=io.StringIO()), 1)
+    sampler = validate.Sampler(
+        run, source, graphdef, model.config, encoded, "own", mesh, display, (), interrupted
+    )
+    return sampler, evaluate.FixedLoss(run, graphdef, "own", mesh), adapters, frozen
+
+
+def sampled_and_measured(demo, prepared, mesh, **change):
+    """Latents of every turn by its number, and the loss terms of the demo's four samples."""
+    sampler, loss, *model = on_mesh(demo, prepared, mesh, **change)
+    run, _ = prepared
+    buckets = data.make_buckets(data.find_samples(run.data_root, run.folders))
+    latents = {}
+    for batch in validate.in_batches(sampler._turns, mesh.size):
+        done = sampler._sample(batch, *model, lambda *_: None)
+        latents |= {turn.number: x for turn, x in done}
+    return latents, loss.mean(*model, buckets)
+
+
+@pytest.fixture(scope="module")
+def on_one(demo, prepared):
+    return sampled_and_measured(demo, prepared, sharding.make_mesh(1, 1))
+
+
+@pytest.mark.parametrize(("data_axis", "fsdp", "batched"), [(3, 1, True), (2, 4, False)])
+def test_devices_share_the_samples(demo, prepared, on_one, monkeypatch, data_axis, fsdp, batched):
+    """Four samples as three and one, and as four beside four that are dropped."""
+    monkeypatch.setattr(sharding, "_SMALLEST_SHARDED", 2)  # the toy's weights are all below it
+    mesh = sharding.make_mesh(data_axis, fsdp)
+    latents, losses = sampled_and_measured(demo, prepared, mesh, batch_guidance=batched)
+    assert list(latents) == list(on_one[0]) == [1, 2, 3, 4]
+    for number, pair in on_one[0].items():
+        for got, want in zip(latents[number], pair, strict=True):
+            # float32 sums in another order
+            np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+    assert np.abs(latents[1][0] - latents[2][0]).max() > 0.1  # another seed
+    assert losses == pytest.approx(on_one[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(("calls", "files"), [(3, 0), (9, 1)])
+def test_an_interrupted_sampler_writes_nothing_more(demo, prepared, tmp_path, calls, files):
+    """Asked before and after the one call of each sample, then before each decode."""
+    run, encoded = prepared
+    left = iter([False] * calls)
+    run = dataclasses.replace(run, output_dir=tmp_path)
+    sampler, _, *model = on_mesh(
+        demo, (run, encoded), sharding.make_mesh(1, 1), lambda: next(left, True)
+    )
+    written = sampler.write(0, *model)
+    assert len(written) == files == len(list(tmp_path.rglob("*.mp4")))
+
+
+def test_turns_of_equal_shapes_stand_together():
+    def of(frames):
+        job = sample.Job(frames, 64, 96, Fraction(25), None, None, None)
+        context = np.zeros((1, 1), np.float32)
+        encoded = sample.Encoded(None, None, None)
+        return validate.Prepared(job, encoded, "", (context, context), None)
+
+    turns = validate.turns([of(9), of(17), of(9)], 2, seed=5)
+    batches = list(validate.in_batches(turns, 3))
+    assert [[t.number for t in batch] for batch in batches] == [[1, 2, 5], [6], [3, 4]]
+    assert [t.seed for t in turns] == [5, 6] * 3
+
+
 def test_the_holdout_is_chosen_by_the_seed():
     samples = [data.Sample(str(i), {}) for i in range(20)]
     rest, held = validate.split_holdout(samples, 5, seed=1)
@@ -149,6 +266,15 @@ def test_the_holdout_is_chosen_by_the_seed():
         ("validation.reference_videos=('nowhere.mp4',)", "nowhere.mp4 does not exist"),
         ("model.text_encoder_path=nowhere", "text_encoder_path: nowhere does not exist"),
         ("validation.stg_mode=stg_x", "expected one of stg_av, stg_v"),
+        ("validation.stg_blocks=('a',)", "stg_blocks is ('a',), expected numbers of blocks"),
+        ("validation.guidance_scale=nan", "guidance_scale is nan, expected at least 1"),
+        ("validation.audio_cfg_scale=0.5", "audio_cfg_scale is 0.5, expected at least 1"),
+        ("validation.audio_modality_guidance_scale=0", "audio_modality_guidance_scale is 0"),
+        ("validation.audio_guidance_rescale=1.5", "rescale is 1.5, expected 0 to 1"),
+        ("validation.video_dims=(96, 64)", "expected (width, height, frames)"),
+        ("validation.video_dims=(0, 64, 25)", "multiples of 32"),
+        ("validation.video_dims=(96, 64, 24)", "frames 8k+1"),
+        ("validation.prompts=(3,)", "expected texts"),
         ("validation.holdout=4", "leaves no sample"),
         ("checkpoints.keep_best=True", "needs validation.holdout"),
         ("hub.push_to_hub=True", "not supported yet"),
