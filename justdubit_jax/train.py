@@ -57,15 +57,21 @@ def main(config: ConfigDict) -> None:
     for target, names in targets.items():
         console.print(f"LoRA {target}: {len(names)} modules")
     prepared = validate.prepare(run, source)  # before the transformer takes the memory
-    place = functools.partial(sharding.weight, mesh)
-    model = weights.load(source, keys.TRANSFORMER, model, run.dtype, place, run.quantization)
+    model = weights.load(
+        source,
+        keys.TRANSFORMER,
+        model,
+        run.dtype,
+        functools.partial(sharding.weight, mesh),
+        run.quantization,
+    )
     graphdef, shapes, frozen = lora.split(model)
     transformer_config = model.config
     del model
 
     tx, rates = make_optimizer(run, shapes)
-    places = state_shardings(shapes, tx, mesh)
-    state = first_state(run, shapes, tx, places)
+    place = state_shardings(shapes, tx, mesh)
+    state = first_state(run, shapes, tx, place)
     checkpoints = Checkpoints(run.output_dir / "state", run.keep_last_n)
     hosts = jax.process_count()
     batches = Batches(
@@ -86,7 +92,7 @@ def main(config: ConfigDict) -> None:
         if not lora.export_path(run.output_dir, newest).exists():
             export(state.adapters, newest)
     first_step = int(state.step)
-    step_fn = make_step(run, graphdef, tx, mesh, places, cross_timestep)
+    step_fn = make_step(run, graphdef, tx, mesh, place, cross_timestep)
     logs = open_logs(run, first_step, str(config))
     with report.Display(console, run.steps) as display:
         metrics = Metrics(run, first_step, rates, display, logs)
