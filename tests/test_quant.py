@@ -185,9 +185,8 @@ def adapted():
     return lora.split(lora.adapted_model(CHECKPOINT.config, adapter)[0])
 
 
-# Twice what the three golden steps showed (losses 6e-4, 1.7e-3, 1.0e-2; gradients 0.014, 0.05,
-# 0.20), where bfloat16 itself is 1.2e-3 and 0.014 from float32. A weight's error is 16, 5 and 2
-# times as large in the gradient's order: 0.006, 0.025, 0.09 at the toy's widths.
+# Twice what was measured: losses 6e-4, 1.7e-3, 1.0e-2 and gradients 0.014, 0.05, 0.20 away, where
+# the weights are 0.006, 0.025, 0.09 away and bfloat16 itself is 1.2e-3 and 0.014 from float32.
 @pytest.mark.parametrize(
     ("scheme", "loss_limit", "gradient_limit"),
     [("int8", 1.2e-3, 0.03), ("fp8", 3.5e-3, 0.1), ("nf4", 0.02, 0.4)],
