@@ -304,11 +304,10 @@ def _targets(
 
 
 def _with_arrays[Model: nnx.Module](model: Model, values: Mapping[str, Any]) -> Model:
-    graphdef, state = nnx.split(model)
-    for path, variable in nnx.to_flat_state(state):
-        if isinstance(variable, Frozen):
-            variable.set_value(values[".".join(map(str, path))])
-    return nnx.merge(graphdef, state)
+    model = nnx.clone(model)  # variables are shared otherwise: a second load would change both
+    for path, variable in parameters(model).items():
+        variable.set_value(values[path])
+    return model
 
 
 def abstract[Model: nnx.Module](
@@ -329,25 +328,31 @@ def abstract[Model: nnx.Module](
 def _restore(folder: Path, targets: Mapping[str, Target]) -> dict[str, jax.Array]:
     """Plain arrays at once; those to be quantized one after the other, to hold one stack."""
     plain = {path for path, target in targets.items() if target.scheme is None}
-    with ocp.StandardCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(folder.absolute()).item_metadata
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        saved: Any = checkpointer.metadata(folder.absolute()).item_metadata
 
         def restore(paths: Collection[str]) -> dict[str, jax.Array]:
             like = {
                 path: jax.ShapeDtypeStruct(
-                    t.shape, t.dtype or saved[path].dtype, sharding=t.sharding
+                    targets[path].shape,
+                    targets[path].dtype or saved[path].dtype,
+                    sharding=targets[path].sharding,
                 )
-                if path in paths
-                else ocp.PLACEHOLDER
-                for path, t in targets.items()
+                for path in paths
             }
-            restored = checkpointer.restore(folder.absolute(), like)
-            return {path: restored[path] for path in paths}
+            arguments = ocp.args.PyTreeRestore(
+                item=like,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+                partial_restore=True,
+            )
+            return checkpointer.restore(folder.absolute(), args=arguments)
 
         values = restore(plain)
-        for path in targets.keys() - plain:
-            pick = functools.partial(arrays.from_stack, targets[path], restore({path})[path])
-            values |= arrays.fill_one(targets[path], pick)
+        for path in [path for path in targets if path not in plain]:  # as every process does it
+            target = targets[path]
+            values |= arrays.fill_one(  # no name for the stack: it goes before the next one comes
+                target, functools.partial(arrays.from_stack, target, restore({path})[path])
+            )
     return values
 
 

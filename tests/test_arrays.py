@@ -1,0 +1,189 @@
+"""Arrays made where they belong: slices of files, quantized or not, and random ones."""
+
+import contextlib
+import functools
+import math
+import os
+import socket
+import subprocess
+import sys
+from collections import defaultdict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import PartitionSpec as P
+from reference import FOLDER, golden_checkpoint
+from test_transformer import inputs, run
+
+from justdubit_jax import keys, sharding, weights
+from justdubit_jax.models import quant
+
+CHECKPOINT = golden_checkpoint("transformer_19b")
+MODEL = weights.build(keys.TRANSFORMER, CHECKPOINT.config, CHECKPOINT.shapes)
+SCHEMES = (None, *quant.SCHEMES)
+
+
+@pytest.fixture(autouse=True)
+def small_arrays_are_sharded(monkeypatch):
+    monkeypatch.setattr(sharding, "_SMALLEST_SHARDED", 2)
+
+
+@pytest.fixture
+def pieces(monkeypatch):
+    """Sizes of the pieces that are read, by checkpoint key."""
+    sizes = defaultdict(list)
+    plain = weights.SafetensorsCheckpoint.reader
+
+    @contextlib.contextmanager
+    def counting(self):
+        with plain(self) as read:
+
+            def counted(key, index):
+                piece = read(key, index)
+                sizes[key].append(piece.size)
+                return piece
+
+            yield counted
+
+    monkeypatch.setattr(weights.SafetensorsCheckpoint, "reader", counting)
+    return sizes
+
+
+def place(data, fsdp):
+    return functools.partial(sharding.weight, sharding.make_mesh(data, fsdp))
+
+
+def loaded(shardings=None, scheme=None, source=CHECKPOINT):
+    model = weights.load(source, keys.TRANSFORMER, MODEL, jnp.float32, shardings, scheme)
+    return weights.parameters(model)
+
+
+def equal(got, want):
+    assert got.keys() == want.keys()
+    for path, variable in want.items():
+        assert got[path].dtype == variable.dtype
+        np.testing.assert_array_equal(got[path][...], variable[...])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("axes", [(8, 1), (2, 4)])
+def test_every_number_of_a_file_is_read_once(pieces, axes, scheme):
+    got = loaded(place(*axes), scheme)
+    for key, shape in weights.expected(keys.TRANSFORMER, MODEL).items():
+        assert sum(pieces[key]) == math.prod(shape), key
+    to_q = keys.TRANSFORMER.key("blocks.video.attn1.to_q.weight", 0)
+    assert len(pieces[to_q]) == axes[1]
+    for path, variable in got.items():
+        assert variable.get_value().sharding == place(*axes)(path, variable.shape), path
+    equal(got, loaded(None, scheme))
+
+
+def test_loading_copies_the_abstract_model():
+    first = loaded()
+    loaded(None, "nf4")
+    weights.load(CHECKPOINT, keys.TRANSFORMER, MODEL, jnp.bfloat16)
+    for path, variable in weights.parameters(MODEL).items():
+        assert isinstance(variable.get_value(), jax.ShapeDtypeStruct)
+        assert first[path].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("scheme", quant.SCHEMES)
+def test_stored_is_the_encoded_weight(scheme):
+    plain = loaded()
+    got = loaded(None, scheme)
+    encode = jax.jit(quant.encode, static_argnums=1)
+    for path, variable in plain.items():
+        if f"{path}.values" in got:
+            values, scales = encode(variable[...], scheme)
+            np.testing.assert_array_equal(got[f"{path}.values"][...], values)
+            np.testing.assert_array_equal(got[f"{path}.scales"][...], scales)
+
+
+@pytest.mark.parametrize("scheme", quant.SCHEMES)
+def test_a_converted_checkpoint_is_encoded_like_the_file(tmp_path, scheme):
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = {path: variable.get_value() for path, variable in loaded().items()}
+        checkpointer.save(tmp_path / "transformer", tree)
+    converted = weights.OrbaxCheckpoint(tmp_path, CHECKPOINT.config, CHECKPOINT.shapes)
+    equal(loaded(place(2, 4), scheme, converted), loaded(None, scheme))
+
+
+def test_bytes_and_scales_of_a_row_lie_together():
+    where = place(1, 8)
+    path = "blocks.video.ff.net.2.weight"
+    assert where(path, (48, 4096, 16384)).spec == P(None, None, "fsdp")
+    for name, shape in (("values", (48, 4096, 8192)), ("scales", (48, 4096, 256))):
+        assert where(f"{path}.{name}", shape).spec == P(None, "fsdp")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_random_weights_run_and_do_not_depend_on_the_devices(scheme):
+    def drawn(shardings, dtype=jnp.float32):
+        key = jax.random.key(0)
+        return weights.random(keys.TRANSFORMER, MODEL, key, dtype, shardings, scheme)
+
+    model = drawn(None)
+    values, where = weights.parameters(drawn(place(2, 4))), place(2, 4)
+    assert all(v.get_value().sharding == where(p, v.shape) for p, v in values.items())
+    equal(values, weights.parameters(model))
+    for velocity in run(model, *inputs(), cross_timestep="own"):
+        assert 0.01 < jnp.abs(velocity).mean() < 100
+    half = weights.parameters(drawn(None, jnp.bfloat16))
+    for path, variable in half.items():
+        if path.endswith("norm.weight"):
+            assert variable.dtype == jnp.bfloat16 and (variable[...] == 1).all()
+        elif path.endswith(".bias"):
+            assert (variable[...] == 0).all()
+        elif path.endswith("scale_shift_table"):
+            assert variable.dtype == jnp.float32
+    layers = half["blocks.video.ff.net.0.proj.weight" + (".values" if scheme else "")][...]
+    assert (layers[0] != layers[1]).any()
+
+
+# One of two processes with a device each: it holds its half of the arrays.
+PROCESS = """
+import sys, functools
+import jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from justdubit_jax import keys, sharding, weights
+sharding._SMALLEST_SHARDED = 2
+source = weights.open_safetensors([__import__("pathlib").Path(sys.argv[3])])
+model = weights.build(keys.TRANSFORMER, source.config, source.shapes)
+place = functools.partial(sharding.weight, sharding.make_mesh(1, 2))
+halves = 0
+for scheme in (None, "nf4"):
+    load = functools.partial(weights.load, source, keys.TRANSFORMER, model, jnp.float32)
+    whole = weights.parameters(load(None, scheme))
+    for path, variable in weights.parameters(load(place, scheme)).items():
+        array = variable.get_value()
+        assert not array.is_fully_addressable
+        (mine,) = array.addressable_shards
+        np.testing.assert_array_equal(mine.data, np.asarray(whole[path].get_value())[mine.index])
+        halves += mine.data.size * 2 == array.size
+print("halves:", halves)
+"""
+
+
+def test_two_processes_load_their_halves():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "-c", PROCESS, address]
+    file = str(FOLDER / "transformer_19b.safetensors")
+    processes = [
+        subprocess.Popen(
+            [*command, str(index), file],
+            env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [p.returncode for p in processes] == [0, 0], outputs[0][1][-2000:]
+    assert int(outputs[0][0].split()[-1]) > 200  # halves, of 300 arrays
