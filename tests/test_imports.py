@@ -15,7 +15,10 @@ ROWS = (
         *("models.audio_vae", "models.connector", "models.gemma"),
         *("models.transformer", "models.video_vae", "models.vocoder"),
     },
-    {"clips", "dataset", "denoise", "lora", "objective", "optim", "report", "tiling", "weights"},
+    {
+        *("clips", "dataset", "denoise", "flops", "lora"),
+        *("objective", "optim", "report", "tiling", "weights"),
+    },
     {"checkpoint", "codec", "data", "settings"},
     {"evaluate", "metrics", "prompts", "sample"},
     {"validate"},
