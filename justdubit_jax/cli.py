@@ -19,6 +19,13 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"command line: {message}; see --help")
 
 
+def positive(value: str) -> int:
+    """The `type` of a flag that takes a whole number above 0."""
+    if not value.isdecimal() or not int(value):
+        raise argparse.ArgumentTypeError(f"{value!r}: expected a whole number above 0")
+    return int(value)
+
+
 def run(main: Callable[[ConfigDict], None], argv: Sequence[str] | None = None) -> None:
     """Call main(config) for `--config FILE [--config.key=value ...]`; see `exiting`."""
     exiting(lambda: main(parse_config(sys.argv if argv is None else argv)))
