@@ -59,9 +59,9 @@ def main(args: argparse.Namespace) -> None:
     sampled = run(adapters, frozen, *streams, denoise.sigmas(args.steps))
     latents = sample.target_latents(job, sampled, streams, audio_shape[0])
     del model, frozen, run, sampled
-    frames, sound, rate = sample.decode(checkpoint, [latents])[0]
+    frames, sound, rate = next(sample.decode(checkpoint, [latents]))
     media.write_video(args.out, frames, job.fps, sound, rate)
-    console.print(f"wrote {args.out}: {len(frames)} frames, {float(job.fps):g} fps")
+    console.print(f"wrote {args.out}: {job.frames} frames, {float(job.fps):g} fps")
 
 
 def read_job(

@@ -5,6 +5,7 @@ encoders before the transformer samples, the decoders after it, so none stands b
 """
 
 import dataclasses
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -141,13 +142,17 @@ def target_latents(
 
 def decode(
     checkpoint: Checkpoint, latents: list[tuple[codec.Latents, codec.Latents]]
-) -> list[tuple[codec.Frames, codec.Sound, int]]:
-    """Picture, sound and sample rate of each sample; the decoders are loaded one by one."""
-    video = codec.video_decoder(checkpoint, codec.default_dtype(), DEFAULT_TILING)
-    pictures = [video(picture) for picture, _ in latents]
-    del video
+) -> Iterator[tuple[Iterator[codec.Frames], codec.Sound, int]]:
+    """Picture, sound and sample rate of each sample; the decoders are loaded one by one.
+
+    A picture comes in pieces, decoded as they are asked for: a clip is never held as a whole.
+    """
     audio, rate = codec.audio_decoder(checkpoint)
-    return [(p, audio(sound), rate) for p, (_, sound) in zip(pictures, latents, strict=True)]
+    sounds = [audio(sound) for _, sound in latents]
+    del audio
+    video = codec.video_decoder(checkpoint, codec.default_dtype(), DEFAULT_TILING)
+    for (picture, _), sound in zip(latents, sounds, strict=True):
+        yield video(picture), sound, rate
 
 
 def runs_batched(

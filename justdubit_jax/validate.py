@@ -134,8 +134,8 @@ class Sampler:
             try:
                 decoded = sample.decode(self._checkpoint, latents)
                 return [
-                    self._save(step, number, job, frames, sound, rate)
-                    for (number, job), (frames, sound, rate) in zip(done, decoded, strict=True)
+                    self._save(step, number, job, np.concatenate(list(pieces)), sound, rate)
+                    for (number, job), (pieces, sound, rate) in zip(done, decoded, strict=True)
                 ]
             except Exception as error:
                 self._display.log(f"samples of step {step} were not written: {error}")

@@ -30,7 +30,11 @@ PARTS = {
     "step": (benchmark_step.add_arguments, benchmark_step.main, "one training step"),
     "load": (benchmark_parts.add_load_arguments, benchmark_parts.load, "reading a checkpoint"),
     "encode": (benchmark_parts.add_clip_arguments, benchmark_parts.encode, "a clip to latents"),
-    "sample": (benchmark_parts.add_sample_arguments, benchmark_parts.sample, "a denoising step"),
+    "sample": (
+        benchmark_parts.add_sample_arguments,
+        benchmark_parts.sample_steps,
+        "a denoising step",
+    ),
     "decode": (benchmark_parts.add_decode_arguments, benchmark_parts.decode, "latents to an mp4"),
 }
 
