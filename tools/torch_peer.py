@@ -29,7 +29,8 @@ try:
     from peft import LoraConfig, get_peft_model
     from peft import __version__ as peft_version
 except ImportError as error:
-    print(json.dumps({"error": f"{sys.executable}: {error}"}), flush=True)
+    reason = f"it has no {error.name}: see tools/torch_peer.py" if error.name else str(error)
+    print(json.dumps({"error": reason}), flush=True)
     sys.exit(2)
 
 
