@@ -22,6 +22,13 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"command line: {message}; see --help")
 
 
+def positive(value: str) -> int:
+    """The `type` of a flag that takes a whole number above 0."""
+    if not value.isdecimal() or not int(value):
+        raise argparse.ArgumentTypeError(f"{value!r}: expected a whole number above 0")
+    return int(value)
+
+
 def exiting(command: Callable[[], None]) -> None:
     """Run a command; what a person can mend becomes one line on stderr and exit code 2.
 

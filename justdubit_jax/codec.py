@@ -6,7 +6,7 @@ function and the weights leave the device. Shared by preprocessing and sampling.
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +65,18 @@ def video_encoder(
 
 def video_decoder(
     checkpoint: Checkpoint, dtype: DTypeLike, tiling: Tiling
-) -> Callable[[Latents], Frames]:
-    """Normalised latents [c, f, y, x] to a clip, in tiles."""
+) -> Callable[[Latents], Iterator[Frames]]:
+    """Normalised latents [c, f, y, x] to a clip, in tiles: the frames of each as it is decoded."""
     model = _load(checkpoint, keys.VIDEO_DECODER, dtype)
 
     @nnx.jit
     def decode(model: Any, latents: jax.Array) -> jax.Array:
         return model(latents.astype(dtype)).astype(jnp.float32)
 
-    def run(latents: Latents) -> Frames:
-        def tile(x: Any) -> jax.Array:
-            return decode(model, jnp.asarray(x))
+    def tile(latents: Any) -> jax.Array:
+        return decode(model, jnp.asarray(latents))
 
-        return np.concatenate(list(decode_tiled(tile, latents, tiling)))
-
-    return run
+    return lambda latents: decode_tiled(tile, latents, tiling)
 
 
 def audio_encoder(checkpoint: Checkpoint) -> tuple[Callable[[Sound], Latents], int]:

@@ -74,7 +74,7 @@ def main(args: argparse.Namespace) -> None:
     del model, frozen, loop, pieces, tokens
     frames, sound, rate = next(sample.decode(checkpoint, [latents]))
     media.write_video(args.out, frames, job.fps, sound, rate)
-    console.print(f"wrote {args.out}: {len(frames)} frames, {float(job.fps):g} fps")
+    console.print(f"wrote {args.out}: {job.frames} frames, {float(job.fps):g} fps")
 
 
 def sampling_settings(args: argparse.Namespace) -> denoise.Settings:

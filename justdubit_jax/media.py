@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import re
 import wave
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,19 +152,23 @@ def read_audio(
 
 def write_video(
     path: str | Path,
-    frames: UInt8[np.ndarray, "f y x 3"],
+    frames: UInt8[np.ndarray, "f y x 3"] | Iterator[UInt8[np.ndarray, "_f y x 3"]],
     fps: Fraction | float | int | str,
     audio: Float[np.ndarray, "c n"] | None = None,
     sample_rate: int = 48_000,
 ) -> None:
     """Write an .mp4 (H.264, AAC), whole or not at all; `audio` is mono or stereo in -1..1.
 
-    `fps` is taken by `exact_fps`. The sound is cut, or padded with silence, to the length of the
-    picture. Raises InputError for odd sizes, which 4:2:0 cannot hold, and for what the encoders
-    refuse.
+    `frames` may come in pieces, which are not kept. `fps` is taken by `exact_fps`. The sound is
+    cut, or padded with silence, to the length of the picture. Raises InputError for odd sizes,
+    which 4:2:0 cannot hold, and for what the encoders refuse.
     """
-    path, (count, height, width, _) = Path(path), frames.shape
-    fps = exact_fps(fps)
+    path, fps = Path(path), exact_fps(fps)
+    pieces = iter([frames]) if isinstance(frames, np.ndarray) else frames
+    first = next(pieces)
+    _, height, width, _ = first.shape
+    pieces = itertools.chain(iter([first]), pieces)  # an iterator lets go of what it gave
+    del first, frames
     if height % 2 or width % 2:
         raise InputError(f"{path}: {width}x{height} pixels; an .mp4 needs even sizes")
     with replacing(path) as temporary:
@@ -176,7 +180,7 @@ def write_video(
                 container_options={"movflags": "+faststart"},
             ) as container:
                 # Streams exist before the first packet is muxed, so both are encoded first.
-                packets = _encoded_frames(container, frames, fps)
+                packets, count = _encoded_frames(container, pieces, (height, width), fps)
                 if audio is not None:
                     sound = _of_length(audio, round(count / fps * sample_rate))
                     packets += _encoded_sound(container, sound, sample_rate)
@@ -372,27 +376,30 @@ def _audio_frame(sound: Float[np.ndarray, "c n"], rate: int) -> AudioFrame:
 
 
 def _encoded_frames(
-    container: OutputContainer, frames: UInt8[np.ndarray, "f y x 3"], fps: Fraction
-) -> list[Packet]:
+    container: OutputContainer, pieces: Iterable[Any], size: tuple[int, int], fps: Fraction
+) -> tuple[list[Packet], int]:
+    """Packets, and of how many frames."""
     # Without cpu-independent x264 may write other bytes each time it is given the same frames.
     options = {"crf": "18", "x264-params": "cpu-independent=1"}
     stream = container.add_stream("libx264", rate=fps, options=options)
-    stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+    (stream.height, stream.width), stream.pix_fmt = size, "yuv420p"
     stream.codec_context.colorspace = Colorspace.ITU709
     stream.codec_context.color_range = ColorRange.MPEG
     stream.codec_context.color_primaries = ColorPrimaries.BT709
     stream.codec_context.color_trc = ColorTrc.BT709
-    packets = []
-    for index, array in enumerate(frames):
+    packets, count = [], 0
+    for array in itertools.chain.from_iterable(pieces):
         frame = VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24").reformat(
             format="yuv420p",
             interpolation=_EXACT,
             dst_colorspace=Colorspace.ITU709,
             dst_color_range=ColorRange.MPEG,
         )
-        frame.pts, frame.time_base = index, 1 / fps
+        frame.pts, frame.time_base = count, 1 / fps
         packets += stream.encode(frame)
-    return packets + stream.encode(None)
+        count += 1
+        del array  # a view, which would hold the last piece while the next one is made
+    return packets + stream.encode(None), count
 
 
 def _of_length(audio: Float[np.ndarray, "c n"], count: int) -> Float[np.ndarray, "c m"]:

@@ -174,10 +174,10 @@ def target_latents(
 
 def decode(
     checkpoint: Checkpoint, latents: list[tuple[codec.Latents, codec.Latents]]
-) -> Iterator[tuple[codec.Frames, codec.Sound, int]]:
-    """Picture, sound and sample rate of each sample, one picture at a time.
+) -> Iterator[tuple[Iterator[codec.Frames], codec.Sound, int]]:
+    """Picture, sound and sample rate of each sample; one decoder after the other is on the device.
 
-    One decoder after the other is on the device.
+    A picture comes in pieces, decoded as they are asked for: a clip is never held as a whole.
     """
     audio, rate = codec.audio_decoder(checkpoint)
     sounds = [audio(sound) for _, sound in latents]

@@ -134,16 +134,26 @@ def decode_tiled(
     height, width = rows[-1].target.stop, columns[-1].target.stop
     begun = np.zeros((3, 0, height, width), np.float32)
     next_starts = [*(t.target.start for t in times[1:]), times[-1].target.stop]
+
+    def add(video: np.ndarray, t: _Piece, y: _Piece, x: _Piece) -> None:
+        tile = decode(latents[None, :, t.source, y.source, x.source])
+        weights = _product(t, y, x)
+        for channel, part in zip(video, np.asarray(tile, np.float32)[0], strict=True):
+            channel[:, y.target, x.target] += part * weights
+
+    # A tile is hundreds of megabytes, so everything of it is let go as soon as it was used.
     for t, next_start in zip(times, next_starts, strict=True):
         video = np.zeros((3, len(t.weights), height, width), np.float32)
         video[:, : begun.shape[1]] = begun
+        del begun
         for y, x in itertools.product(rows, columns):
-            tile = decode(latents[None, :, t.source, y.source, x.source])
-            tile = np.asarray(tile, np.float32)[0]
-            video[:, :, y.target, x.target] += tile * _product(t, y, x)
+            add(video, t, y, x)
         finished = next_start - t.target.start
-        begun = video[:, finished:].copy()
-        yield _to_levels(video[:, :finished])
+        begun = video[:, finished:].copy()  # noqa: F841 (the next turn reads it)
+        levels = _to_levels(video[:, :finished])
+        del video
+        yield levels
+        del levels
 
 
 def _split(length: int, size: int, overlap: int) -> Spans:
@@ -211,5 +221,9 @@ def _product(t: _Piece, y: _Piece, x: _Piece) -> Float32[np.ndarray, "f y x"]:
 
 
 def _to_levels(video: Float32[np.ndarray, "3 f y x"]) -> UInt8[np.ndarray, "f y x 3"]:
-    levels = np.clip((video + 1) / 2, 0, 1) * 255
-    return np.ascontiguousarray(rearrange(levels.astype(np.uint8), "c f y x -> f y x c"))
+    """Of a video in -1..1, which is overwritten."""
+    video += 1
+    video /= 2
+    np.clip(video, 0, 1, out=video)
+    video *= 255
+    return np.ascontiguousarray(rearrange(video.astype(np.uint8), "c f y x -> f y x c"))

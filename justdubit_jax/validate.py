@@ -212,17 +212,20 @@ class Sampler:
         self, step: int, sampled: Sequence[tuple[Turn, Any]], say: report.Report
     ) -> list[Path]:
         """Write the samples; after one that fails the decoders start again."""
-        written, clips = [], None
+        written, decoded = [], None
         for index, (turn, _) in enumerate(sampled):
             if self._interrupted():
                 break
             say(turn.number, turn.prepared.text, "decoding")
             try:
                 rest = [latents for _, latents in sampled[index:]]
-                clips = clips or iter(sample.decode(self._checkpoint, rest))
-                written.append(self._save(step, turn.number, turn.prepared.job, *next(clips)))
+                decoded = decoded or sample.decode(self._checkpoint, rest)
+                pieces, sound, rate = next(decoded)
+                frames = np.concatenate(list(pieces))
+                job = turn.prepared.job
+                written.append(self._save(step, turn.number, job, frames, sound, rate))
             except Exception as error:
-                clips = None
+                decoded = None
                 self._display.log(f"sample {turn.number} of step {step} was not written: {error}")
         return written
 

@@ -1,6 +1,7 @@
 """Clips on disk, with real files written by PyAV."""
 
 import wave
+import weakref
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -401,3 +402,21 @@ def test_wav(tmp_path):
     np.testing.assert_allclose(
         media.read_audio(path, 24_000, 3 / 24_000), np.clip(sound, -1, 1), atol=1e-4
     )
+
+
+def test_frames_in_pieces_are_written_alike_and_not_kept(tmp_path):
+    frames, sound = moving_bars(25), click(1, 0.5)
+    media.write_video(tmp_path / "whole.mp4", frames, 25, sound)
+    pieces: list[weakref.ref] = []
+
+    def decode() -> Iterator[np.ndarray]:
+        for part in np.split(frames, [9, 17]):
+            assert not any(piece() is not None for piece in pieces)
+            piece = part.copy()
+            pieces.append(weakref.ref(piece))
+            yield piece
+            del piece
+
+    media.write_video(tmp_path / "pieces.mp4", decode(), 25, sound)
+    assert len(pieces) == 3
+    assert (tmp_path / "pieces.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
