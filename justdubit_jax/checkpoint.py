@@ -6,7 +6,6 @@ configuration's fingerprint and what an export needs to know.
 """
 
 import contextlib
-import gc
 import logging
 import shutil
 import sys
@@ -24,13 +23,36 @@ from justdubit_jax.lora import Adapters
 _REMOVED = ".removed-"  # a step that is on its way out
 
 
+def _is_after_a_failure(error: BaseException | None) -> bool:
+    """Whether it is what the threads of a failed save say when the first has failed."""
+    said = "Event loop is closed", "cannot schedule new futures after shutdown"
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in said)
+
+
 @contextlib.contextmanager
-def _unraisable_ignored() -> Iterator[None]:
-    hook, sys.unraisablehook = sys.unraisablehook, lambda *_: None
+def _failing_quietly() -> Iterator[None]:
+    """While the block lasts: a failed save is raised, and its threads do not print it as well."""
+    hooks = sys.excepthook, sys.unraisablehook
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+
+    def uncaught(kind: Any, error: BaseException, trace: Any) -> None:
+        if not _is_after_a_failure(error):
+            hooks[0](kind, error, trace)
+
+    def unraisable(report: Any) -> None:
+        if not _is_after_a_failure(report.exc_value):
+            hooks[1](report)
+
+    sys.excepthook, sys.unraisablehook = uncaught, unraisable
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        sys.unraisablehook = hook
+        sys.excepthook, sys.unraisablehook = hooks
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 class State(NamedTuple):
@@ -42,6 +64,12 @@ class State(NamedTuple):
     mean: Adapters | None = None
 
 
+def _bytes(state: State) -> int:
+    """What this process writes of a state."""
+    shards = (s.data for x in jax.tree.leaves(state) for s in x.addressable_shards)
+    return sum(shard.nbytes for shard in shards)
+
+
 class Checkpoints:
     """The Orbax steps of a run; a save runs in the background until the next, `wait` or `close`."""
 
@@ -50,9 +78,8 @@ class Checkpoints:
         if distributed.is_first():
             for path in self._folder.glob(f"{_REMOVED}*"):
                 shutil.rmtree(path)
-        # A failed save is raised by `wait`; its threads need not print it too.
-        for name in ("absl", "asyncio"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(_failing_quietly())
         tree = ocp.StandardCheckpointHandler
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -77,6 +104,11 @@ class Checkpoints:
         step = int(state.step)
         if step in self.steps:
             return
+        needed, free = _bytes(state), shutil.disk_usage(self._folder).free
+        if needed > free:
+            raise self._failed(
+                OSError(f"it takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free")
+            )
         items = {
             "adapters": ocp.args.StandardSave(state.adapters),
             "moments": ocp.args.StandardSave({"moments": state.moments, "step": state.step}),
@@ -155,6 +187,7 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+        self._quiet.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -164,15 +197,13 @@ class Checkpoints:
         if kind is None:
             self.wait()
         else:
+            self._quiet.pop_all()
             with contextlib.suppress(InputError):
                 self.wait()
         self.close()
 
     def _failed(self, error: Exception) -> InputError:
-        # What is left of the writers complains, when it is collected, that their loop is closed.
-        with _unraisable_ignored():
-            error.__traceback__ = None
-            gc.collect()
+        self._quiet.pop_all()  # for good: other threads of the save may fail until the process ends
         kept = ", ".join(map(str, self.steps)) or "none"
         reason = str(error).strip().splitlines()[0]
         return InputError(f"{self._folder}: a step was not saved: {reason}; complete steps: {kept}")

@@ -78,7 +78,7 @@ def prepare(run: Settings, config: Mapping[str, Any], mesh: Any) -> Training:
         for path, leaf in adapters.items()
     }
     optimizer = optim.make_optimizer(run.optimizer, names)
-    state = state_shardings(run, adapters, optimizer, mesh)
+    state = state_shardings(adapters, optimizer, mesh, mean=run.ema_decay > 0)
     cross_timestep: CrossTimestep = "other" if run.cross_timestep == "other" else "own"
     return Training(
         run=run,
@@ -96,12 +96,12 @@ def prepare(run: Settings, config: Mapping[str, Any], mesh: Any) -> Training:
 
 
 def state_shardings(
-    run: Settings,
     shapes: Mapping[str, Any],
     optimizer: optax.GradientTransformationExtraArgs,
     mesh: Any,
+    mean: bool,
 ) -> State:
-    """Where the adapters, their moments, their mean and the step counter live."""
+    """Where the adapters, their moments, the step counter and, if kept, their mean live."""
     place: Any = {path: sharding.weight(mesh, path, leaf.shape) for path, leaf in shapes.items()}
     everywhere: Any = sharding.replicated(mesh)
 
@@ -111,7 +111,7 @@ def state_shardings(
 
     abstract = jax.eval_shape(optimizer.init, dict(shapes))
     moments = jax.tree_util.tree_map_with_path(of_moment, abstract)
-    return State(place, moments, everywhere, place if run.ema_decay else None)
+    return State(place, moments, everywhere, place if mean else None)
 
 
 def first_state(training: Training) -> State:

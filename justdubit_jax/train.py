@@ -5,9 +5,10 @@ with the same output_dir, training continues from the newest step; `--fresh` sta
 `--dry-run` says what a run needs, and reads no weights.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from justdubit_jax.fingerprint import check_same, fingerprint
 from justdubit_jax.interrupt import Interrupt
 from justdubit_jax.metrics import Metrics, NotFinite, open_logs
 from justdubit_jax.objective import Batch
-from justdubit_jax.settings import Settings
+from justdubit_jax.settings import Settings, is_due
 from justdubit_jax.step import Training, first_state, prepare
 
 # What `--fresh` moves to OUTPUT/previous/1 and so on.
@@ -71,8 +72,9 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
     claim_output(run.output_dir, fresh)
     with (
         Interrupt() as interrupt,
-        ThreadPoolExecutor(1) as compiler,
+        background() as compiler,
         Checkpoints(run.output_dir / "state") as checkpoints,
+        report.Display(console, run.steps) as display,
     ):
         names = (sample.name for bucket in buckets for sample in bucket.samples)
         mark = fingerprint(config, source.shapes, names)
@@ -80,14 +82,7 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
         prepared = validate.prepare(run, source)  # before the transformer takes the memory
         programs = compile_steps(compiler, training, buckets)
         frozen = load_base(training, source)
-        batches = Batches(
-            buckets,
-            run.accumulation * run.batch_size * mesh.size // jax.process_count(),
-            run.seed,
-            run.reader_threads,
-            jax.process_index(),
-            jax.process_count(),
-        )
+        batches = make_batches(run, buckets, mesh)
         if newest is None:
             state = first_state(training)
         else:
@@ -98,82 +93,44 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
         largest = next(iter(programs.values())).result().plan
         plan.check_fits(largest, plan.device_memory())
         console.print(plan.summary(largest, plan.device_memory()))
+
         first_step = int(state.step)
-        with report.Display(console, run.steps) as display:
-            logs = open_logs(run, first_step, str(config))
-            metrics = Metrics(
-                run, first_step, optim.curves(run.optimizer), display, logs, plan.peak_flops(mesh)
-            )
-            cross_timestep, graphdef = training.cross_timestep, training.graphdef
-            sampler = validate.Sampler(
-                run,
-                source,
-                graphdef,
-                training.model.config,
-                prepared,
-                cross_timestep,
-                mesh,
-                display,
-                logs,
-                interrupted=lambda: interrupt.asked,
-            )
-            holdout = validate.Holdout(
-                run, graphdef, make_buckets(held_out), cross_timestep, mesh, first_step, logs
-            )
-
-            def save() -> None:
-                """The state and the LoRA file of this step; the oldest of both go."""
-                remove_old(run, checkpoints)
-                record = {"data": batches.state, "lora": lora_record(training)}
-                checkpoints.save(state, record | {"fingerprint": mark})
-                export_lora(training, state)
-
-            def look(step: int) -> None:
-                """Samples and held-out loss; they draw from their own keys and change nothing."""
-                with metrics.pause():
-                    if prepared:
-                        sampler.write(step, state.adapters, frozen)
-                        metrics.curve()
-                    if held_out:
-                        loss = holdout.measure(step, state.adapters, frozen)["loss"]
-                        display.log(f"step {step}/{run.steps}  held-out loss {loss:.4f}")
-
-            interrupt.guarded = True
-            if run.validation.interval and not run.validation.skip_initial and first_step == 0:
-                look(0)
-            stopped = interrupt.asked
-            try:
-                for step in range(first_step + 1, run.steps + 1):
-                    if stopped:
-                        break
-                    bucket, samples, batch = next(batches)
-                    program = programs[bucket].result()
-                    state, values = program.run(state, frozen, spread(training, batch))
-                    paths = [str(sample.files["latents"]) for sample in samples]
-                    metrics.add(step, values, paths, program.plan.flops.model)
-                    stopped = interrupt.reached(step)
-                    due = run.checkpoint_interval and step % run.checkpoint_interval == 0
-                    if due or step == run.steps or stopped:
-                        save()
-                        if run.keep_best and not stopped:
-                            file = lora.export_path(run.output_dir, step)
-                            holdout.name_best(holdout.measure(step, state.adapters, frozen), file)
-                    if (
-                        not stopped
-                        and run.validation.interval
-                        and step % run.validation.interval == 0
-                    ):
-                        look(step)
-                metrics.close()
-            except NotFinite as error:
-                save()
-                raise InputError(
-                    f"{run.output_dir}: loss or gradient not finite three steps in a row, not "
-                    f"applied: {error}; the state before them is saved as step {int(state.step)}"
-                ) from None
+        logs = open_logs(run, first_step, str(config))
+        rates, peak = optim.curves(run.optimizer), plan.peak_flops(mesh)
+        metrics = Metrics(run, first_step, rates, display, logs, peak)
+        rounds = validate.Rounds(
+            training, source, prepared, held_out, first_step, display, metrics, logs
+        )
+        rounds.interrupted = lambda: interrupt.asked
+        interrupt.guarded = True
+        rounds.catch_up(state.adapters, frozen)
+        stopped = interrupt.asked
+        try:
+            for step in range(first_step + 1, run.steps + 1):
+                if stopped:
+                    break
+                bucket, samples, batch = next(batches)
+                program = programs[bucket].result()
+                state, values = program.run(state, frozen, spread(training, batch))
+                paths = [str(sample.files["latents"]) for sample in samples]
+                metrics.add(step, values, paths, program.plan.flops.model)
+                stopped = interrupt.reached(step)
+                if stopped or step == run.steps or is_due(step, run.checkpoint_interval):
+                    save(training, checkpoints, state, batches, mark)
+                if not stopped:
+                    rounds.after(step, state.adapters, frozen)
+            metrics.close()
+        except NotFinite as error:
+            save(training, checkpoints, state, batches, mark)
+            raise InputError(
+                f"{run.output_dir}: loss or gradient not finite three steps in a row, not "
+                f"applied: {error}; the state before them is saved as step {int(state.step)}"
+            ) from None
         remove_old(run, checkpoints)
-    last = lora.export_path(run.output_dir, int(state.step))
-    console.print(f"{'stopped; the same command continues' if stopped else 'done'}: {last}")
+    if stopped:
+        console.print(f"stopped at step {int(state.step)}; the same command continues")
+    else:
+        console.print(f"done: {lora.export_path(run.output_dir, run.steps)}")
 
 
 def dry_run(config: ConfigDict, memory: int | None) -> None:
@@ -251,12 +208,29 @@ def compile_steps(
     }
 
 
+@contextlib.contextmanager
+def background() -> Iterator[ThreadPoolExecutor]:
+    """One thread, whose work that has not begun is dropped on the way out."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 def load_base(training: Training, source: weights.Checkpoint) -> Any:
     """The frozen weights, on their devices."""
     run, place = training.run, functools.partial(sharding.weight, training.mesh)
     part, model = keys.TRANSFORMER, training.model
     loaded = weights.load(source, part, model, run.dtype, place, run.quantization)
     return lora.split(loaded)[2]
+
+
+def make_batches(run: Settings, buckets: Sequence[Bucket], mesh: Any) -> Batches:
+    """Batches of this process's share of the samples of a step."""
+    hosts = jax.process_count()
+    size = run.accumulation * run.batch_size * mesh.size // hosts
+    return Batches(buckets, size, run.seed, run.reader_threads, jax.process_index(), hosts)
 
 
 def spread(training: Training, batch: Batch) -> Batch:
@@ -268,6 +242,20 @@ def spread(training: Training, batch: Batch) -> Batch:
         return jax.make_array_from_process_local_data(place, micro)
 
     return jax.tree.map(put, batch)
+
+
+def save(
+    training: Training,
+    checkpoints: Checkpoints,
+    state: State,
+    batches: Batches,
+    mark: Mapping[str, str],
+) -> None:
+    """Write the LoRA file and the state of this step; the oldest of both go."""
+    remove_old(training.run, checkpoints)
+    record = {"data": batches.state, "lora": lora_record(training), "fingerprint": dict(mark)}
+    export_lora(training, state)
+    checkpoints.save(state, record)
 
 
 def lora_record(training: Training) -> dict[str, str]:

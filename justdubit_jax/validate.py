@@ -34,8 +34,10 @@ from justdubit_jax import (
     sharding,
 )
 from justdubit_jax.files import replacing
+from justdubit_jax.metrics import Metrics
 from justdubit_jax.models.transformer import CrossTimestep, TransformerConfig
-from justdubit_jax.settings import Settings
+from justdubit_jax.settings import Settings, is_due
+from justdubit_jax.step import Training
 from justdubit_jax.weights import Checkpoint
 
 
@@ -229,6 +231,10 @@ class Sampler:
                 self._display.log(f"sample {turn.number} of step {step} was not written: {error}")
         return written
 
+    def has_written(self, step: int) -> bool:
+        """Whether every sample of a step is there."""
+        return all(self._path(step, turn.number).exists() for turn in self._turns)
+
     def _path(self, step: int, number: int) -> Path:
         return self._run.output_dir / "samples" / f"step_{step:06d}_{number}.mp4"
 
@@ -313,6 +319,81 @@ class Holdout:
             with replacing(self._output / "best.json") as temporary:
                 best = {"step": record["step"], "loss": record["loss"], "file": file.name}
                 temporary.write_text(json.dumps(best) + "\n")
+
+
+class Rounds:
+    """What is looked at while training: samples, held-out loss, which checkpoint is the best.
+
+    All of it draws from keys of its own and changes nothing in the training.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        checkpoint: Checkpoint,
+        prepared: Sequence[Prepared],
+        held_out: Sequence[data.Sample],
+        first_step: int,
+        display: report.Display,
+        metrics: Metrics,
+        logs: Sequence[Any],
+    ):
+        self.interrupted: Callable[[], bool] = lambda: False
+        self._run, self._first_step = training.run, first_step
+        self._display, self._metrics = display, metrics
+        graphdef, rule, mesh = training.graphdef, training.cross_timestep, training.mesh
+        self._sampler = self._holdout = None
+        if prepared:
+            self._sampler = Sampler(
+                training.run,
+                checkpoint,
+                graphdef,
+                training.model.config,
+                prepared,
+                rule,
+                mesh,
+                display,
+                logs,
+                interrupted=lambda: self.interrupted(),
+            )
+        if held_out:
+            buckets = data.make_buckets(held_out)
+            self._holdout = Holdout(training.run, graphdef, buckets, rule, mesh, first_step, logs)
+
+    def catch_up(self, adapters: lora.Adapters, frozen: Any) -> None:
+        """Before the first step: the baseline, or what the run was killed in."""
+        v, step = self._run.validation, self._first_step
+        if step == 0:
+            if v.interval and not v.skip_initial:
+                self.look(0, adapters, frozen)
+            return
+        self._rank(step, adapters, frozen)
+        if is_due(step, v.interval) and self._sampler and not self._sampler.has_written(step):
+            self.look(step, adapters, frozen)
+
+    def after(self, step: int, adapters: lora.Adapters, frozen: Any) -> None:
+        """After a step, and its checkpoint if there is one."""
+        run = self._run
+        if step == run.steps or is_due(step, run.checkpoint_interval):
+            self._rank(step, adapters, frozen)
+        if is_due(step, run.validation.interval):
+            self.look(step, adapters, frozen)
+
+    def look(self, step: int, adapters: lora.Adapters, frozen: Any) -> None:
+        """Samples and held-out loss."""
+        with self._metrics.pause():
+            if self._sampler:
+                self._sampler.write(step, adapters, frozen)
+                self._metrics.curve()
+            if self._holdout:
+                loss = self._holdout.measure(step, adapters, frozen)["loss"]
+                self._display.log(f"step {step}/{self._run.steps}  held-out loss {loss:.4f}")
+
+    def _rank(self, step: int, adapters: lora.Adapters, frozen: Any) -> None:
+        if self._run.keep_best and self._holdout:
+            with self._metrics.pause():
+                record = self._holdout.measure(step, adapters, frozen)
+                self._holdout.name_best(record, lora.export_path(self._run.output_dir, step))
 
 
 def best_step(output: Path) -> int | None:

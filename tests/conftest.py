@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from filelock import FileLock
 
 # The tests compile much and compute little. Read when the first array is made.
 COMPILE_FAST = "--xla_backend_optimization_level=0"
@@ -31,18 +32,29 @@ def run_module(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory) -> Path:
+def demo(shared_folder) -> Path:
     """The workdir of a finished demo, with what it printed in `printed.txt`. Not to be changed."""
-    workdir = tmp_path_factory.mktemp("demo")
-    done = run_module("justdubit_jax.demo", "--workdir", workdir)
-    assert done.returncode == 0, done.stderr[-3000:]
-    (workdir / "printed.txt").write_text(done.stdout)
+    workdir = shared_folder / "demo"
+    with FileLock(shared_folder / "demo.lock"):
+        if not (workdir / "printed.txt").exists():
+            done = run_module("justdubit_jax.demo", "--workdir", workdir)
+            assert done.returncode == 0, done.stderr[-3000:]
+            (workdir / "printed.txt").write_text(done.stdout)
     return workdir
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory) -> Path:
+    """A folder of this run of the tests, the same in both of its processes."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(autouse=True, scope="session")
-def compilation_cache(tmp_path_factory):
-    """Runs of the same training in one process compile it once."""
-    folder = str(tmp_path_factory.mktemp("compiled"))
+def compilation_cache(shared_folder):
+    """What one test, or a program that it starts, compiles, the others find."""
+    folder, least = str(shared_folder / "compiled"), 0.3
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(least)
     jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)

@@ -19,7 +19,10 @@ mesh = sharding.make_mesh(*run.mesh)
 buckets, _ = train.read_data(run)
 bucket, _, batch = next(data.Batches(buckets, run.batch_size, 0, 0))
 spread = functools.partial(jax.make_array_from_process_local_data, sharding.batch(mesh))
-draw = jax.jit(lambda batch: objective.draw(jax.random.key(0), batch, run.sampling, 0.0, 2))
+draw = jax.jit(
+    lambda batch: objective.draw(jax.random.key(0), batch, run.sampling, 0.0, 2),
+    out_shardings=sharding.batch(mesh),
+)
 for shard in draw(jax.tree.map(spread, batch)).video_noise.addressable_shards:
     for noise in shard.data:
         print("noise", float(noise[0, 0]))

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from justdubit_jax import sharding, train
+from justdubit_jax import sharding, step
 from justdubit_jax.adam8bit import FIRST, SECOND, block_size, decode, encode, scale_by_adam8bit
 from justdubit_jax.checkpoint import Checkpoints, State
 
@@ -146,7 +146,7 @@ def test_the_state_comes_back_from_disk(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state, {})
     checkpoints.wait()
-    restored, _ = checkpoints.restore(3, jax.tree.map(jnp.zeros_like, state))
+    restored = checkpoints.restore(3, jax.tree.map(jnp.zeros_like, state))
     checkpoints.close()
     jax.tree.map(np.testing.assert_array_equal, restored, state)
 
@@ -156,7 +156,7 @@ def test_the_state_lies_where_its_adapters_do():
     # Split along the last axis, with scales that split and with six that do not; along another.
     shapes = {"even.A": (128, 4096), "odd.A": (256, 1032), "wide.B": (4096, 128)}
     params = {path: jnp.ones(shape) for path, shape in shapes.items()}
-    place = train.state_shardings(params, tx, mesh)
+    place = step.state_shardings(params, tx, mesh, mean=False)
     specs = {path: tuple(s.spec) for path, s in place.moments.second.codes.items()}
     assert specs == {"even.A": (None, "fsdp"), "odd.A": (None, "fsdp"), "wide.B": ("fsdp",)}
     scales = {path: tuple(s.spec) for path, s in place.moments.first.scales.items()}

@@ -112,7 +112,8 @@ def test_adapters_may_come_first_or_last():
 
 
 @pytest.mark.parametrize(
-    ("scheme", "remat"), [("int8", False), ("fp8", False), ("nf4", False), ("nf4", True)]
+    ("scheme", "remat"),
+    [("int8", "none"), ("fp8", "none"), ("nf4", "none"), ("nf4", "full")],
 )
 def test_the_backward_pass_keeps_no_weight(scheme, remat):
     """A block more costs its activations, less than a copy of its bytes: none is a residual."""

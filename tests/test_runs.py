@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -230,26 +229,68 @@ def test_the_best_step_is_never_removed(demo, tmp_path):
     assert {lora.step_of(path) for path in (tmp_path / "checkpoints").iterdir()} == kept
 
 
+def on_a_full_disk(*command: str, limit: int) -> subprocess.CompletedProcess[str]:
+    """`python -m COMMAND` none of whose files may grow beyond `limit` bytes."""
+    start = (
+        "import resource, runpy, sys; sys.argv = sys.argv[1:];"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+        "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", start, *command],
+        env=os.environ | {"XLA_FLAGS": COMPILE_FAST, "JAX_ENABLE_COMPILATION_CACHE": "false"},
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+    )
+
+
 def test_a_full_disk_is_one_line_and_leaves_what_was_complete(demo, finished, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(finished, output)
     run = config(demo, output, *EXTRAS)
-    flags = [f"--config.{key}={value}" for key, value in (("optimization.steps", 6),)]
-    flags += [*EXTRAS, f"--config.output_dir={output}", "--config.mesh.data=1"]
-    flags += [f"--config.model.model_path={run.model.model_path}"]
+    flags = [*EXTRAS, f"--config.output_dir={output}", "--config.optimization.steps=6"]
+    flags += [f"--config.model.model_path={run.model.model_path}", "--config.mesh.data=1"]
     flags += [f"--config.data.preprocessed_data_root={run.data.preprocessed_data_root}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "justdubit_jax.train", "--config", "configs/demo.py", *flags],
-        env=os.environ | {"XLA_FLAGS": COMPILE_FAST},
-        capture_output=True,
-        text=True,
-        cwd=REPO,
-        # No file may grow beyond it: what a full disk does to a large one.
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
-    )
+    command = ("justdubit_jax.train", "--config", "configs/demo.py", *flags)
+    done = on_a_full_disk(*command, limit=50_000)
     assert done.returncode == 2, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert checkpoint.Checkpoints(output / "state").steps == [2, 4]
     assert same(lora.export_path(output, 4), lora.export_path(finished, 4))
     assert not lora.export_path(output, 6).exists()
+
+
+SAVING = """
+import resource, sys
+from pathlib import Path
+import jax, jax.numpy as jnp
+from justdubit_jax import checkpoint, cli
+folder = Path(sys.argv[1])
+state = checkpoint.State({"a": jnp.arange(1e6)}, {"m": jnp.arange(1e6)}, jnp.int32(1))
+def save():
+    with checkpoint.Checkpoints(folder) as checkpoints:
+        checkpoints.save(state, {})
+        checkpoints.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        checkpoints.save(state._replace(step=jnp.int32(2)), {})
+cli.exiting(save)
+"""
+
+
+def test_a_state_that_cannot_be_written_is_one_line(tmp_path):
+    command = [sys.executable, "-c", SAVING, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: .*a step was not saved: .*; complete steps: 1\n", done.stderr)
+    assert checkpoint.Checkpoints(tmp_path).steps == [1]
+
+
+def test_a_disk_without_room_is_noticed_before_it_is_full(tmp_path, monkeypatch):
+    state = checkpoint.State({"a": jnp.zeros(9)}, {"m": jnp.zeros(9)}, jnp.int32(1))
+    usage = shutil.disk_usage(tmp_path)._replace(free=20)
+    with checkpoint.Checkpoints(tmp_path / "state") as checkpoints:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(InputError, match=r"not saved: it takes .* are free; complete steps: "):
+            checkpoints.save(state, {})
