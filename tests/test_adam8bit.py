@@ -152,7 +152,8 @@ def test_the_state_comes_back_from_disk(tmp_path):
 
 
 def test_the_state_lies_where_its_adapters_do():
-    tx, mesh = scale_by_adam8bit(*ADAM), sharding.make_mesh(1, 8)
+    mesh = sharding.make_mesh(1, 8)
+    tx = optax.with_extra_args_support(scale_by_adam8bit(*ADAM))
     # Split along the last axis, with scales that split and with six that do not; along another.
     shapes = {"even.A": (128, 4096), "odd.A": (256, 1032), "wide.B": (4096, 128)}
     params = {path: jnp.ones(shape) for path, shape in shapes.items()}

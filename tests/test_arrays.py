@@ -3,10 +3,6 @@
 import contextlib
 import functools
 import math
-import os
-import socket
-import subprocess
-import sys
 from collections import defaultdict
 
 import jax
@@ -15,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import PartitionSpec as P
-from reference import FOLDER, golden_checkpoint
+from reference import golden_checkpoint
 from test_transformer import inputs, run
 
 from justdubit_jax import keys, sharding, weights
@@ -68,8 +64,7 @@ def equal(got, want):
         np.testing.assert_array_equal(got[path][...], variable[...])
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("axes", [(8, 1), (2, 4)])
+@pytest.mark.parametrize(("axes", "scheme"), [((8, 1), None), ((2, 4), None), ((2, 4), "nf4")])
 def test_every_number_of_a_file_is_read_once(pieces, axes, scheme):
     got = loaded(place(*axes), scheme)
     for key, shape in weights.expected(keys.TRANSFORMER, MODEL).items():
@@ -102,7 +97,7 @@ def test_stored_is_the_encoded_weight(scheme):
             np.testing.assert_array_equal(got[f"{path}.scales"][...], scales)
 
 
-@pytest.mark.parametrize("scheme", quant.SCHEMES)
+@pytest.mark.parametrize("scheme", ["nf4"])
 def test_a_converted_checkpoint_is_encoded_like_the_file(tmp_path, scheme):
     with ocp.StandardCheckpointer() as checkpointer:
         tree = {path: variable.get_value() for path, variable in loaded().items()}
@@ -119,7 +114,7 @@ def test_bytes_and_scales_of_a_row_lie_together():
         assert where(f"{path}.{name}", shape).spec == P(None, "fsdp")
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [None, "nf4"])
 def test_random_weights_run_and_do_not_depend_on_the_devices(scheme):
     def drawn(shardings, dtype=jnp.float32):
         key = jax.random.key(0)
@@ -144,46 +139,3 @@ def test_random_weights_run_and_do_not_depend_on_the_devices(scheme):
 
 
 # One of two processes with a device each: it holds its half of the arrays.
-PROCESS = """
-import sys, functools
-import jax, jax.numpy as jnp, numpy as np
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-from justdubit_jax import keys, sharding, weights
-sharding._SMALLEST_SHARDED = 2
-source = weights.open_safetensors([__import__("pathlib").Path(sys.argv[3])])
-model = weights.build(keys.TRANSFORMER, source.config, source.shapes)
-place = functools.partial(sharding.weight, sharding.make_mesh(1, 2))
-halves = 0
-for scheme in (None, "nf4"):
-    load = functools.partial(weights.load, source, keys.TRANSFORMER, model, jnp.float32)
-    whole = weights.parameters(load(None, scheme))
-    for path, variable in weights.parameters(load(place, scheme)).items():
-        array = variable.get_value()
-        assert not array.is_fully_addressable
-        (mine,) = array.addressable_shards
-        np.testing.assert_array_equal(mine.data, np.asarray(whole[path].get_value())[mine.index])
-        halves += mine.data.size * 2 == array.size
-print("halves:", halves)
-"""
-
-
-def test_two_processes_load_their_halves():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    command = [sys.executable, "-c", PROCESS, address]
-    file = str(FOLDER / "transformer_19b.safetensors")
-    processes = [
-        subprocess.Popen(
-            [*command, str(index), file],
-            env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    outputs = [process.communicate(timeout=300) for process in processes]
-    assert [p.returncode for p in processes] == [0, 0], outputs[0][1][-2000:]
-    assert int(outputs[0][0].split()[-1]) > 200  # halves, of 300 arrays

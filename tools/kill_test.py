@@ -25,7 +25,7 @@ from justdubit_jax import cli, lora
 from justdubit_jax.errors import InputError
 
 REPO = Path(__file__).parents[1]
-STEPS, EVERY = 24, 3
+EVERY = 3  # steps between checkpoints
 
 
 def main(args: argparse.Namespace) -> None:
@@ -43,13 +43,13 @@ def main(args: argparse.Namespace) -> None:
                 capture_output=True,
             )
         started = time.monotonic()
-        finish(start(demo, work / "calm"))
+        finish(start(demo, work / "calm", args.steps))
         length = time.monotonic() - started
-        console.print(f"undisturbed: {STEPS} steps in {length:.1f} s")
+        console.print(f"undisturbed: {args.steps} steps in {length:.1f} s")
         output, kills = work / "killed", 0
         sent = signal.SIGTERM if args.term else signal.SIGKILL
         while kills < args.kills:
-            run = start(demo, output)
+            run = start(demo, output, args.steps)
             moment = draw.uniform(0, length)
             try:
                 run.wait(moment)
@@ -62,14 +62,14 @@ def main(args: argparse.Namespace) -> None:
                 console.print(f"kill {kills}: after {moment:.1f} s, {reached(output)}")
             else:
                 # It was done before its moment came: the next ones start anew beside it.
-                check(work / "calm", output)
+                check(work / "calm", output, args.steps)
                 output = work / f"killed{kills}"
-        finish(start(demo, output))
-        check(work / "calm", output)
+        finish(start(demo, output, args.steps))
+        check(work / "calm", output, args.steps)
         console.print(f"the same LoRA after {kills} kills")
 
 
-def start(demo: Path, output: Path) -> subprocess.Popen[str]:
+def start(demo: Path, output: Path, steps: int) -> subprocess.Popen[str]:
     """Start the training, or continue it."""
     precomputed = demo / "dataset/.precomputed"
     clip = demo / "dataset/clips/000_reference.mp4"
@@ -78,7 +78,7 @@ def start(demo: Path, output: Path) -> subprocess.Popen[str]:
         "model.text_encoder_path": demo / "assets/gemma",
         "data.preprocessed_data_root": precomputed,
         "output_dir": output,
-        "optimization.steps": STEPS,
+        "optimization.steps": steps,
         "checkpoints.interval": EVERY,
         "checkpoints.keep_last_n": 2,
         "checkpoints.keep_best": True,
@@ -112,10 +112,10 @@ def reached(output: Path) -> str:
     return f"{len(lines)} steps logged, {saved[-1] if saved else 'none'} saved"
 
 
-def check(calm: Path, killed: Path) -> None:
+def check(calm: Path, killed: Path, steps: int) -> None:
     """Raises InputError if the final files or the logged losses differ."""
     for mean in (False, True):
-        a, b = (lora.export_path(folder, STEPS, mean) for folder in (calm, killed))
+        a, b = (lora.export_path(folder, steps, mean) for folder in (calm, killed))
         left, right = load_file(a), load_file(b)
         if left.keys() != right.keys() or any((left[k] != right[k]).any() for k in left):
             raise InputError(f"{b}: differs from {a}")
@@ -130,6 +130,7 @@ def check(calm: Path, killed: Path) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=24, help="of the training")
     parser.add_argument("--demo", type=Path, help="workdir of a finished demo")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--term", action="store_true", help="SIGTERM, which must exit with 0")

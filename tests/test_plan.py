@@ -1,0 +1,82 @@
+"""What a run needs, from the compiled step: the toy's, and the 19B model's on a machine without GPU."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from test_runs import ONE_DEVICE
+from test_train import REPO, config
+
+from justdubit_jax import data, plan, settings, sharding, step, train, weights
+from justdubit_jax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def toy(demo, tmp_path_factory):
+    run = settings.read(config(demo, tmp_path_factory.mktemp("plan")))
+    source = weights.open_checkpoint(run.model_path)
+    training = step.prepare(run, source.config, sharding.make_mesh(*run.mesh))
+    bucket = train.read_data(run)[0][0]
+    return plan.compiled(training, data.read_sample(bucket.samples[0]), bucket.grid)
+
+
+def test_the_parts_add_up_to_the_compiled_programs_own_analysis(toy):
+    analysis = toy.run.memory_analysis()
+    total = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+    total += analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
+    memory = toy.plan.memory
+    assert memory.total == total
+    frozen = jax.tree.leaves(toy.plan.training.frozen)
+    assert memory.base == sum(math.prod(x.shape) * 4 for x in frozen)
+    assert memory.optimizer == 2 * memory.lora + 4  # Adam's moments and its count
+    assert memory.gradients == memory.lora
+    assert memory.activations > 0 and memory.workspace > 0
+
+
+def test_what_does_not_fit_says_what_to_switch(toy):
+    plan.check_fits(toy.plan, None)
+    plan.check_fits(toy.plan, toy.plan.memory.total)
+    with pytest.raises(InputError, match=r"a step needs .* in order of cost: .*adamw8bit"):
+        plan.check_fits(toy.plan, toy.plan.memory.total - 1)
+    switches = list(plan.advice(toy.plan, 0))
+    assert [left for _, left in switches] == sorted((left for _, left in switches), reverse=True)
+    assert "smaller video" in switches[-1][0]
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("80GB", 80e9), ("79.6GiB", 79.6 * 2**30), ("24e9", 24e9), ("1 tb", 1e12), ("512 MiB", 2**29)],
+)
+def test_sizes_as_people_write_them(text, count):
+    assert plan.parse_bytes(text) == int(count)
+
+
+@pytest.mark.parametrize("text", ["much", "80 apples", "", "-3GB"])
+def test_other_sizes_are_refused(text):
+    with pytest.raises(InputError, match="expected a size such as 80GB"):
+        plan.parse_bytes(text)
+
+
+def test_the_19b_model_is_planned_from_its_config_alone():
+    values = json.loads((Path(__file__).parent / "ltx-2-19b-dev.config.json").read_text())
+    assert values["transformer"]["num_layers"] == 48
+    command = [sys.executable, "-m", "justdubit_jax.train", "--config", "configs/dub.py"]
+    command += ["--config.model.model_path=tests/ltx-2-19b-dev.config.json", "--dry-run"]
+    done = subprocess.run(
+        [*command, "--device-memory", "80GB"],
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+        env=ONE_DEVICE,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "1,233,125,376" in done.stdout  # the LoRA's parameters, as its published key list has
+    assert "7040 video (3520 of the reference), 242 audio (121), 1024 text" in done.stdout
+    fits = re.search(r"fits: ([\d.]+) GB of 80.0 GB", done.stdout)
+    assert fits and 60 < float(fits[1]) < 75
+    assert "stood in" in done.stdout
