@@ -31,6 +31,12 @@ def run_module(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process makes the demo first; the other has tests that do without it meanwhile."""
+    waiting = {item.path for item in items if "demo" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: (item.path.stem != "test_demo", item.path in waiting))
+
+
 @pytest.fixture(scope="session")
 def demo(shared_folder) -> Path:
     """The workdir of a finished demo, with what it printed in `printed.txt`. Not to be changed."""

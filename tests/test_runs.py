@@ -251,7 +251,7 @@ def test_a_state_that_cannot_be_written_is_one_line(tmp_path):
     command = [sys.executable, "-c", SAVING, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPO)
     assert done.returncode == 2
-    assert re.fullmatch(r"error: .*a step was not saved: .*; complete steps: 1\n", done.stderr)
+    assert re.fullmatch(r"error: .*: a step was not saved: .*\n", done.stderr), done.stderr
     assert checkpoint.Checkpoints(tmp_path).steps == [1]
 
 
@@ -266,7 +266,7 @@ def test_a_disk_without_room_is_noticed_before_it_is_full(tmp_path, monkeypatch)
 
 def test_kills_at_random_moments_change_nothing(demo):
     """The short form; `tools/kill_test.py --kills 20` is the long one."""
-    command = [sys.executable, "tools/kill_test.py", "--kills", "2", "--steps", "6", "--seed", "1"]
+    command = [sys.executable, "tools/kill_test.py", "--kills", "2", "--steps", "6", "--plain"]
     done = subprocess.run(
         [*command, "--demo", str(demo)], capture_output=True, text=True, cwd=REPO, env=ONE_DEVICE
     )
