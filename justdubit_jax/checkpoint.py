@@ -9,7 +9,7 @@ import contextlib
 import logging
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +29,11 @@ def _is_after_a_failure(error: BaseException | None) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in said)
 
 
-@contextlib.contextmanager
-def _failing_quietly() -> Iterator[None]:
-    """While the block lasts: a failed save is raised, and its threads do not print it as well."""
+def _fail_quietly() -> Callable[[], None]:
+    """A failed save is raised, and from now on its threads do not print it as well.
+
+    Returns what takes this back.
+    """
     hooks = sys.excepthook, sys.unraisablehook
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]
@@ -47,12 +49,13 @@ def _failing_quietly() -> Iterator[None]:
     sys.excepthook, sys.unraisablehook = uncaught, unraisable
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
+
+    def take_back() -> None:
         sys.excepthook, sys.unraisablehook = hooks
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+    return take_back
 
 
 class State(NamedTuple):
@@ -78,8 +81,7 @@ class Checkpoints:
         if distributed.is_first():
             for path in self._folder.glob(f"{_REMOVED}*"):
                 shutil.rmtree(path)
-        self._quiet = contextlib.ExitStack()
-        self._quiet.enter_context(_failing_quietly())
+        self._speak_again = _fail_quietly()
         tree = ocp.StandardCheckpointHandler
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -187,7 +189,7 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
-        self._quiet.close()
+        self._speak_again()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -197,13 +199,17 @@ class Checkpoints:
         if kind is None:
             self.wait()
         else:
-            self._quiet.pop_all()
+            self._stay_quiet()
             with contextlib.suppress(InputError):
                 self.wait()
         self.close()
 
+    def _stay_quiet(self) -> None:
+        """Other threads of a save may fail until the process ends."""
+        self._speak_again = lambda: None
+
     def _failed(self, error: Exception) -> InputError:
-        self._quiet.pop_all()  # for good: other threads of the save may fail until the process ends
+        self._stay_quiet()
         kept = ", ".join(map(str, self.steps)) or "none"
         reason = str(error).strip().splitlines()[0]
         return InputError(f"{self._folder}: a step was not saved: {reason}; complete steps: {kept}")

@@ -156,6 +156,18 @@ def test_losses_at_the_start(adapted, start, rule):
             assert error(got, GOLDEN[f"{prefix}{case}.{name}"]) < LIMIT, (case, name)
 
 
+@pytest.mark.parametrize("remat", ["attention", "offload"])
+def test_what_is_recomputed_does_not_change_the_gradient(adapted, start, remat):
+    gradient = jax.jit(jax.grad(lambda *x: loss_function(adapted, remat=remat)(*x)[0]))
+    found = gradient(start, draws(0), FACE if GOLDEN["input.use_face_mask"][0] else EVERYWHERE)
+    largest = max(np.abs(leaf).max() for leaf in found.values())
+    names = lora.file_tensors(found)
+    for key, want in GOLDEN.items():
+        if key.startswith("expect.step0.grad."):
+            name = key.removeprefix("expect.step0.grad.")
+            np.testing.assert_allclose(names[name], want, atol=LIMIT * largest)
+
+
 def test_without_a_mask_every_target_counts_alike(adapted, start):
     graphdef, _, frozen = adapted
     options = {"grid": GRID, "isolate": True, "dtype": jnp.float32, "cross_timestep": "own"}

@@ -5,7 +5,8 @@
 Trains the demo's data set once undisturbed and once killed (SIGKILL, with --term SIGTERM) at random
 moments and started again as often, and compares the two final LoRA files bit by bit. Moments are
 drawn over the whole length of a run, so they fall into set-up, steps, saves, exports, sampling and
-held-out losses alike; --plain leaves out the latter two, and so the text encoder. DIR is a finished demo's workdir; without it the demo is made first.
+held-out losses alike; --plain leaves out the latter two, and so the text encoder. DIR is a finished
+demo's workdir; without it the demo is made first.
 """
 
 import argparse
