@@ -264,11 +264,11 @@ def test_a_disk_without_room_is_noticed_before_it_is_full(tmp_path, monkeypatch)
             checkpoints.save(state, {})
 
 
-def test_kills_at_random_moments_change_nothing(demo):
+def test_a_kill_at_a_random_moment_changes_nothing(demo):
     """The short form; `tools/kill_test.py --kills 20` is the long one."""
-    command = [sys.executable, "tools/kill_test.py", "--kills", "2", "--steps", "6", "--plain"]
+    command = [sys.executable, "tools/kill_test.py", "--kills", "1", "--steps", "6", "--plain"]
     done = subprocess.run(
         [*command, "--demo", str(demo)], capture_output=True, text=True, cwd=REPO, env=ONE_DEVICE
     )
     assert done.returncode == 0, done.stderr
-    assert "the same LoRA after 2 kills" in done.stdout
+    assert "the same LoRA after 1 kills" in done.stdout
