@@ -1,6 +1,5 @@
 """The device mesh, and where every array lives on it: one rule each for weights and batches."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,23 +62,29 @@ def gather(mesh: Mesh) -> Callable[[Any], Any] | None:
     """
     if mesh.shape["fsdp"] == 1:
         return None
-    return functools.partial(jax.lax.with_sharding_constraint, shardings=replicated(mesh))
+
+    def whole(weights: Any) -> Any:
+        # Behind the barrier, so that what a collective wants of an array's layout is wanted of one
+        # block: XLA otherwise copies the whole stack into that layout ahead of the loop.
+        sliced = jax.lax.optimization_barrier(weights)
+        return jax.lax.with_sharding_constraint(sliced, replicated(mesh))
+
+    return whole
 
 
 def weight(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
-    """A weight, adapter or moment: its largest divisible axis over "fsdp", never the block axis.
+    """A weight, adapter or moment: its first divisible axis over "fsdp", never the block axis.
 
-    Quantized weights are divided by output channels, so that bytes lie beside their scales.
+    The first, so output channels: they are contiguous on disk, quantized bytes lie beside their
+    scales, and a gathered block has the layout that its parts have. Quantized rows are not cut.
     """
     shards = mesh.shape["fsdp"]
     first = 1 if path.startswith("blocks.") else 0
-    axes = [axis for axis in range(first, len(shape)) if shape[axis] % shards == 0]
-    if path.endswith((".values", ".scales")):
-        axes = [axis for axis in axes if axis == len(shape) - 2]
+    last = len(shape) - 1 if path.endswith((".values", ".scales")) else len(shape)
+    axes = [axis for axis in range(first, last) if shape[axis] % shards == 0]
     if shards == 1 or not axes or np.prod(shape) < _SMALLEST_SHARDED:
         return replicated(mesh)
-    largest = max(axes, key=lambda axis: shape[axis])
-    return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
+    return NamedSharding(mesh, PartitionSpec(*[None] * axes[0], "fsdp"))
 
 
 def shortened(place: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
