@@ -39,6 +39,10 @@ class Moment(NamedTuple):
     scales: dict[str, jax.Array]
 
 
+# A gradient or step, the first moment's codes and scales, the second's.
+_Arrays = tuple[Any, ...]
+
+
 class Adam8bitState(NamedTuple):
     """Updates made, and both moments without bias correction."""
 
@@ -90,26 +94,41 @@ def scale_by_adam8bit(b1: float, b2: float, eps: float) -> optax.GradientTransfo
     def init(params):
         return Adam8bitState(jnp.int32(0), empty(FIRST, params), empty(SECOND, params))
 
+    def one(step: _Arrays, key: jax.Array, count: jax.Array) -> _Arrays:
+        """The gradient turned into the step, and both moments moved on."""
+        gradient, first_codes, first_scales, codes, scales = step
+        first = b1 * decode(FIRST, first_codes, first_scales) + (1 - b1) * gradient
+        second = b2 * decode(SECOND, codes, scales) + (1 - b2) * gradient**2
+        # The denominator takes the code above, so what was rounded off never makes it smaller: a
+        # second moment lost to rounding under a first that was not would be a step without bound.
+        above = jnp.minimum(codes, SECOND.top - 1) + 1
+        bound = b2 * decode(SECOND, above, scales) + (1 - b2) * gradient**2
+        denominator = jnp.sqrt(bound / (1 - b2**count)) + eps
+        scaled = first / (1 - b1**count) / denominator
+        # One draw for both: their errors need not be independent.
+        draw = jax.random.uniform(key, gradient.shape)
+        return scaled, *encode(FIRST, first, draw), *encode(SECOND, second, draw)
+
+    def in_place(stacks: _Arrays, key: jax.Array, count: jax.Array) -> _Arrays:
+        """Block by block: at once, the decoded moments would take back what the bytes save."""
+
+        def block(i: Any, stacks: _Arrays) -> _Arrays:
+            moved = one(tuple(x[i] for x in stacks), jax.random.fold_in(key, i), count)
+            pairs = zip(stacks, moved, strict=True)
+            return tuple(jax.lax.dynamic_update_index_in_dim(x, y, i, 0) for x, y in pairs)
+
+        return jax.lax.fori_loop(0, len(stacks[0]), block, stacks)
+
     def update(updates, state, params=None):
         count: Any = optax.safe_increment(state.count)
         key = jax.random.fold_in(jax.random.key(0), count)
-        scaled, firsts, seconds = {}, Moment({}, {}), Moment({}, {})
+        scaled, first, second = {}, Moment({}, {}), Moment({}, {})
         for i, (path, gradient) in enumerate(sorted(updates.items())):
-            old = decode(FIRST, state.first.codes[path], state.first.scales[path])
-            first = b1 * old + (1 - b1) * gradient
-            codes, scales = state.second.codes[path], state.second.scales[path]
-            second = b2 * decode(SECOND, codes, scales) + (1 - b2) * gradient**2
-            # The denominator takes the code above, so what was rounded off never makes it smaller:
-            # a second moment lost to rounding under a first that was not would be a step without
-            # bound.
-            above = jnp.minimum(codes, SECOND.top - 1) + 1
-            bound = b2 * decode(SECOND, above, scales) + (1 - b2) * gradient**2
-            denominator = jnp.sqrt(bound / (1 - b2**count)) + eps
-            scaled[path] = first / (1 - b1**count) / denominator
-            # One draw for both: their errors need not be independent.
-            draw = jax.random.uniform(jax.random.fold_in(key, i), gradient.shape)
-            firsts.codes[path], firsts.scales[path] = encode(FIRST, first, draw)
-            seconds.codes[path], seconds.scales[path] = encode(SECOND, second, draw)
-        return scaled, Adam8bitState(count, firsts, seconds)
+            old = (getattr(m, kind)[path] for m in state[1:] for kind in Moment._fields)
+            move = in_place if gradient.ndim > 2 else one
+            moved = move((gradient, *old), jax.random.fold_in(key, i), count)
+            scaled[path], first.codes[path], first.scales[path] = moved[:3]
+            second.codes[path], second.scales[path] = moved[3:]
+        return scaled, Adam8bitState(count, first, second)
 
     return optax.GradientTransformation(init, update)

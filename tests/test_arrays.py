@@ -109,9 +109,11 @@ def test_a_converted_checkpoint_is_encoded_like_the_file(tmp_path, scheme):
 def test_bytes_and_scales_of_a_row_lie_together():
     where = place(1, 8)
     path = "blocks.video.ff.net.2.weight"
-    assert where(path, (48, 4096, 16384)).spec == P(None, None, "fsdp")
+    assert where(path, (48, 4096, 16384)).spec == P(None, "fsdp")
+    assert where(path, (48, 4095, 16384)).spec == P(None, None, "fsdp")
     for name, shape in (("values", (48, 4096, 8192)), ("scales", (48, 4096, 256))):
         assert where(f"{path}.{name}", shape).spec == P(None, "fsdp")
+        assert where(f"{path}.{name}", (48, 4095, shape[2])).spec == P()
 
 
 @pytest.mark.parametrize("scheme", [None, "nf4"])

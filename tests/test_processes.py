@@ -106,6 +106,16 @@ def test_one_block_is_gathered_at_a_time(sharded):
     assert not set(gathered) & stacks
 
 
+def test_no_stack_is_copied(sharded):
+    """A collective that wants another layout makes XLA copy the stack ahead of the loop."""
+    training, compiled = sharded
+    text = compiled.as_text()
+    for leaf in jax.tree.leaves(training.frozen):
+        if len(leaf.shape) == 3:
+            shard = ",".join(map(str, leaf.sharding.shard_shape(leaf.shape)))
+            assert not re.search(rf"\w+\[{shard}\]\S* copy\(", text), shard
+
+
 def test_no_frozen_weight_gets_a_gradient(sharded):
     training, compiled = sharded
     kernels = {leaf.shape for leaf in jax.tree.leaves(training.frozen) if len(leaf.shape) > 1}
