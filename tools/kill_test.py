@@ -50,8 +50,8 @@ def main(args: argparse.Namespace) -> None:
         output, kills = work / "killed", 0
         sent = signal.SIGTERM if args.term else signal.SIGKILL
         while kills < args.kills:
-            run = start(demo, output, args)
-            moment = draw.uniform(0, length)
+            anew, started = not output.exists(), time.monotonic()
+            run, moment = start(demo, output, args), draw.uniform(0, length)
             try:
                 run.wait(moment)
             except subprocess.TimeoutExpired:
@@ -61,10 +61,11 @@ def main(args: argparse.Namespace) -> None:
                     raise InputError(f"SIGTERM after {moment:.1f} s: exit code {code}") from None
                 kills += 1
                 console.print(f"kill {kills}: after {moment:.1f} s, {reached(output)}")
-            else:
-                # It was done before its moment came: the next ones start anew beside it.
+            else:  # done before its moment came: the next kills fall into another run
                 check(work / "calm", output, args.steps)
-                output = work / f"killed{kills}"
+                output = work / f"killed{len(list(work.iterdir()))}"
+                if anew:  # what the first run compiled was there
+                    length = min(length, time.monotonic() - started)
         finish(start(demo, output, args))
         check(work / "calm", output, args.steps)
         console.print(f"the same LoRA after {kills} kills")
