@@ -110,7 +110,7 @@ def test_adapters_may_come_first_or_last():
 
 @pytest.mark.parametrize(
     ("scheme", "remat"),
-    [("int8", "none"), ("nf4", "none")],
+    [("nf4", "none")],
 )
 def test_the_backward_pass_keeps_no_weight(scheme, remat):
     """A block more costs its activations, less than a copy of its bytes: none is a residual."""
