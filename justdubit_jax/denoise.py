@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from justdubit_jax.errors import InputError
+from justdubit_jax.models.layers import ONE_DEVICE, Execution
 from justdubit_jax.models.transformer import CrossTimestep, Modality, Skip
 
 DEFAULT_TOKENS = 4096  # the schedule's length where none is given
@@ -133,6 +134,7 @@ class Settings:
     cross_timestep: CrossTimestep
     dtype: Any
     batched: bool
+    execution: Execution = ONE_DEVICE
 
     @property
     def passes(self) -> tuple[str, ...]:
@@ -341,6 +343,7 @@ def _run(
         cross_timestep=settings.cross_timestep,
         isolated=references if settings.isolate else (0, 0),
         skip=one.skip,
+        execution=settings.execution,
     )
     v, a = (
         to_denoised(repeat(x), velocity.astype(jnp.float32), jnp.where(stream.is_clean(), 0, sigma))

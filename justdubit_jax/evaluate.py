@@ -43,6 +43,7 @@ class FixedLoss:
                 isolate=run.isolate,
                 dtype=run.dtype,
                 cross_timestep=cross_timestep,
+                execution=sharding.execution(mesh),
             )
             weight, parts = error.counts, {}
             if run.mask_loss is not None and batch.face_mask is not None:

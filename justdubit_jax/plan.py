@@ -1,6 +1,5 @@
 """What a run needs, read off the compiled step: memory by part, operations, and whether it fits."""
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -19,10 +18,10 @@ from rich.table import Table
 from justdubit_jax import codec, flops, lora, objective, tokens, weights
 from justdubit_jax.errors import InputError
 from justdubit_jax.flops import StepFlops, TokenCounts
-from justdubit_jax.models.layers import flash_stand_in
 from justdubit_jax.models.transformer import TransformerConfig
 from justdubit_jax.objective import Batch
 from justdubit_jax.settings import Settings
+from justdubit_jax.stand_in import flash_stand_in
 from justdubit_jax.step import Training, sample_of_shape
 
 
@@ -63,16 +62,10 @@ class Program(NamedTuple):
     plan: Plan
 
 
-def compiled(
-    training: Training, sample: Batch, grid: tuple[int, int, int], stand_in: bool = False
-) -> Program:
-    """Compile the step for samples like this one, of that latent grid.
-
-    `stand_in` takes flash attention's memory in place of attention, for a plan without a GPU.
-    """
-    with flash_stand_in() if stand_in else contextlib.nullcontext():
-        step = training.lower(sample, grid).compile()
-        return Program(step, make_plan(training, sample, step, stand_in))
+def compiled(training: Training, sample: Batch, grid: tuple[int, int, int]) -> Program:
+    """Compile the step for samples like this one, of that latent grid."""
+    step = training.lower(sample, grid).compile()
+    return Program(step, make_plan(training, sample, step))
 
 
 def checkpoint_config(path: Path) -> dict[str, Any]:
@@ -95,7 +88,7 @@ def sample_like_validation(
     return sample_of_shape(config, grid, audio, codec.PROMPT_TOKENS), grid
 
 
-def make_plan(training: Training, sample: Batch, compiled: Any, stood_in: bool) -> Plan:
+def make_plan(training: Training, sample: Batch, compiled: Any) -> Plan:
     """The plan of a compiled step for samples like this one."""
     analysis = compiled.memory_analysis()
     run, mesh, state = training.run, training.mesh, training.abstract_state
@@ -124,7 +117,7 @@ def make_plan(training: Training, sample: Batch, compiled: Any, stood_in: bool) 
             **arguments, gradients=gradients, activations=activations, workspace=workspace
         ),
         flops=step_flops(training, counts, samples),
-        stood_in=stood_in,
+        stood_in=training.execution.attend is flash_stand_in,
     )
 
 
@@ -195,7 +188,7 @@ def _kept_bytes(training: Training, sample: Batch) -> int:
                 isolate=run.isolate,
                 dtype=run.dtype,
                 cross_timestep=training.cross_timestep,
-                remat=run.remat,
+                execution=training.execution,
             )[0]
 
         return jax.vjp(loss, adapters)[1]

@@ -18,8 +18,8 @@ from justdubit_jax.denoise import Guidance
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import LoRAConfig
 from justdubit_jax.media import exact_fps
+from justdubit_jax.models.layers import Remat
 from justdubit_jax.models.quant import SCHEMES, Scheme
-from justdubit_jax.models.transformer import Remat
 from justdubit_jax.objective import MaskLoss, SigmaSampling
 from justdubit_jax.tokens import FRAMES_PER_LATENT, PIXELS_PER_LATENT
 

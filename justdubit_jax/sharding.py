@@ -9,6 +9,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from justdubit_jax.errors import InputError
+from justdubit_jax.models.layers import Attend, Execution, Remat, attention
 
 # Arrays below this stay whole on every device: gathering them costs more than they save.
 _SMALLEST_SHARDED = 2**18
@@ -70,6 +71,18 @@ def gather(mesh: Mesh) -> Callable[[Any], Any] | None:
         return jax.lax.with_sharding_constraint(sliced, replicated(mesh))
 
     return whole
+
+
+def by_sample(mesh: Mesh) -> Callable[[jax.Array], jax.Array] | None:
+    """Divides an array along its leading axis, the samples, like a batch; None on one device."""
+    if mesh.size == 1:
+        return None
+    return lambda x: jax.lax.with_sharding_constraint(x, batch(mesh))
+
+
+def execution(mesh: Mesh, remat: Remat = "none", attend: Attend = attention) -> Execution:
+    """How a transformer runs whose weights and samples lie on this mesh."""
+    return Execution(remat, gather(mesh), by_sample(mesh), attend)
 
 
 def weight(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:

@@ -14,6 +14,7 @@ import optax
 from justdubit_jax import lora, objective, optim, sharding, weights
 from justdubit_jax.checkpoint import State
 from justdubit_jax.errors import InputError
+from justdubit_jax.models.layers import Attend, Execution, attention
 from justdubit_jax.models.transformer import CrossTimestep, Transformer, TransformerConfig
 from justdubit_jax.objective import Batch, Stream
 from justdubit_jax.settings import Settings
@@ -37,6 +38,7 @@ class Training:
     place: State  # shardings
     step: Any  # jitted
     cross_timestep: CrossTimestep
+    execution: Execution
 
     @property
     def abstract_state(self) -> State:
@@ -63,13 +65,15 @@ class Training:
         return self.step.lower(self.abstract_state, self.frozen, batch, grid)
 
 
-def prepare(run: Settings, config: Mapping[str, Any], mesh: Any) -> Training:
+def prepare(
+    run: Settings, config: Mapping[str, Any], mesh: Any, attend: Attend = attention
+) -> Training:
     """Everything before the first array, for a checkpoint's `config` metadata.
 
-    Raises InputError if a LoRA target matches nothing.
+    `attend` computes the attention; a plan may take another's memory in its place. Raises
+    InputError if a LoRA target matches nothing.
     """
     model, targets = lora.adapted_model(config, run.lora)
-    model.gather = sharding.gather(mesh)
     place = functools.partial(sharding.weight, mesh)
     stored = weights.abstract(model, run.dtype, place, run.quantization)
     graphdef, adapters, frozen = lora.split(stored)
@@ -80,6 +84,7 @@ def prepare(run: Settings, config: Mapping[str, Any], mesh: Any) -> Training:
     optimizer = optim.make_optimizer(run.optimizer, names)
     state = state_shardings(adapters, optimizer, mesh, mean=run.ema_decay > 0)
     cross_timestep: CrossTimestep = "other" if run.cross_timestep == "other" else "own"
+    execution = sharding.execution(mesh, run.remat, attend)
     return Training(
         run=run,
         mesh=mesh,
@@ -90,8 +95,9 @@ def prepare(run: Settings, config: Mapping[str, Any], mesh: Any) -> Training:
         frozen=frozen,
         optimizer=optimizer,
         place=state,
-        step=make_step(run, graphdef, optimizer, mesh, state, cross_timestep),
+        step=make_step(run, graphdef, optimizer, mesh, state, cross_timestep, execution),
         cross_timestep=cross_timestep,
+        execution=execution,
     )
 
 
@@ -149,6 +155,7 @@ def make_step(
     mesh: Any,
     place: State,
     cross_timestep: CrossTimestep,
+    execution: Execution,
 ) -> Any:
     """The jitted step: (state, frozen, batch, grid) -> (state, metrics); state is donated.
 
@@ -173,7 +180,7 @@ def make_step(
                 isolate=run.isolate,
                 dtype=run.dtype,
                 cross_timestep=cross_timestep,
-                remat=run.remat,
+                execution=execution,
                 prepare_block=seed_block,
             )
 

@@ -44,8 +44,10 @@ from justdubit_jax.errors import InputError
 from justdubit_jax.fingerprint import check_same, fingerprint
 from justdubit_jax.interrupt import Interrupt
 from justdubit_jax.metrics import Metrics, NotFinite, open_logs
+from justdubit_jax.models.layers import attention
 from justdubit_jax.objective import Batch
 from justdubit_jax.settings import Settings, is_due
+from justdubit_jax.stand_in import flash_stand_in
 from justdubit_jax.step import Training, first_state, prepare
 
 # What `--fresh` moves to OUTPUT/previous/1 and so on.
@@ -137,13 +139,14 @@ def dry_run(config: ConfigDict, memory: int | None) -> None:
     """Print what the largest step needs; `memory` is the device's bytes, else what it tells."""
     run = settings.read(config, dry_run=True)
     mesh = sharding.make_mesh(*run.mesh)
-    training = prepare(run, plan.checkpoint_config(run.model_path), mesh)
+    attend = attention if jax.default_backend() == "gpu" else flash_stand_in
+    training = prepare(run, plan.checkpoint_config(run.model_path), mesh, attend)
     if run.data_root is not None:
         bucket = max(read_data(run)[0], key=lambda bucket: math.prod(bucket.grid))
         sample, grid = read_sample(bucket.samples[0]), bucket.grid
     else:
         sample, grid = plan.sample_like_validation(run, training.model.config)
-    program = plan.compiled(training, sample, grid, stand_in=jax.default_backend() != "gpu")
+    program = plan.compiled(training, sample, grid)
     plan.show(
         Console(highlight=False, soft_wrap=True), program.plan, memory or plan.device_memory()
     )

@@ -148,6 +148,7 @@ class Sampler:
             cross_timestep=cross_timestep,
             dtype=run.dtype,
             batched=v.batch_guidance is not False,
+            execution=sharding.execution(mesh),
         )
         self._settings.check(config.layers)
         self._graphdef = graphdef

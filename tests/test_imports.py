@@ -9,13 +9,13 @@ PACKAGE = Path(__file__).parents[1] / "justdubit_jax"
 
 ROWS = (
     {"errors"},
-    {"cli", "distributed", "files", "fingerprint", "interrupt", "keys", "sharding", "tokens"},
+    {"cli", "distributed", "files", "fingerprint", "interrupt", "keys", "tokens"},
     {"adam8bit", "buckets", "media", "models.layers", "models.mel", "schedules"},
     {
         *("models.audio_vae", "models.connector", "models.gemma", "models.quant"),
         *("models.transformer", "models.video_vae", "models.vocoder"),
     },
-    {"arrays"},
+    {"arrays", "sharding", "stand_in"},
     {
         *("clips", "dataset", "denoise", "flops", "lora"),
         *("objective", "optim", "report", "tiling", "weights"),

@@ -13,6 +13,7 @@ from reference import FOLDER, error, golden_checkpoint, load_golden
 from safetensors.numpy import save_file
 
 from justdubit_jax import keys, lora, objective, optim, weights
+from justdubit_jax.models.layers import Execution
 from justdubit_jax.models.transformer import Transformer, TransformerConfig
 from justdubit_jax.schedules import Schedule
 
@@ -113,7 +114,7 @@ def test_three_steps_equal_the_reference(adapted, start):
 
     @jax.jit
     def step(adapters, moments, draws, face, i):
-        loss = loss_function(adapted, remat="full")
+        loss = loss_function(adapted, execution=Execution("full"))
         gradients, terms = jax.grad(loss, has_aux=True)(adapters, draws, face)
         updates, moments = tx.update(gradients, moments, adapters, step=i)
         terms["grad_norm"] = optax.tree.norm(gradients)
@@ -158,7 +159,9 @@ def test_losses_at_the_start(adapted, start, rule):
 
 @pytest.mark.parametrize("remat", ["attention", "offload"])
 def test_what_is_recomputed_does_not_change_the_gradient(adapted, start, remat):
-    gradient = jax.jit(jax.grad(lambda *x: loss_function(adapted, remat=remat)(*x)[0]))
+    gradient = jax.jit(
+        jax.grad(lambda *x: loss_function(adapted, execution=Execution(remat))(*x)[0])
+    )
     found = gradient(start, draws(0), FACE if GOLDEN["input.use_face_mask"][0] else EVERYWHERE)
     largest = max(np.abs(leaf).max() for leaf in found.values())
     names = lora.file_tensors(found)

@@ -16,7 +16,7 @@ from test_train import config
 from justdubit_jax import keys, lora, objective, settings, train, weights
 from justdubit_jax.errors import InputError
 from justdubit_jax.models import quant
-from justdubit_jax.models.layers import Frozen, Linear
+from justdubit_jax.models.layers import Execution, Frozen, Linear
 from justdubit_jax.models.transformer import Modality, Transformer, TransformerConfig
 
 CHECKPOINT = golden_checkpoint("transformer_19b")
@@ -133,7 +133,9 @@ def test_the_backward_pass_keeps_no_weight(scheme, remat):
         def loss(adapters, frozen):
             tokens = modality(sizes.video, 3), modality(sizes.audio, 1)
             model = lora.merge(graphdef, adapters, frozen)
-            return sum(x.sum() for x in model(*tokens, cross_timestep="own", remat=remat))
+            return sum(
+                x.sum() for x in model(*tokens, cross_timestep="own", execution=Execution(remat))
+            )
 
         memory = jax.jit(jax.grad(loss)).lower(adapters, frozen).compile().memory_analysis()
         leaves = weights.parameters(model).items()

@@ -9,7 +9,7 @@ from reference import error, golden_checkpoint, load_golden
 
 from justdubit_jax import keys, weights
 from justdubit_jax.errors import InputError
-from justdubit_jax.models.layers import Attention
+from justdubit_jax.models.layers import Attention, Execution
 from justdubit_jax.models.transformer import (
     Modality,
     Skip,
@@ -31,7 +31,7 @@ def model():
 
 run = nnx.jit(
     lambda model, *modalities, **options: model(*modalities, **options),
-    static_argnames=("cross_timestep", "isolated", "remat"),
+    static_argnames=("cross_timestep", "isolated", "execution"),
 )
 
 
@@ -77,7 +77,7 @@ def test_velocities_equal_the_reference(file, case, options):
 
 def test_remat_changes_nothing():
     plain = run(model(), *inputs(), cross_timestep="own")
-    remat = run(model(), *inputs(), cross_timestep="own", remat="full")
+    remat = run(model(), *inputs(), cross_timestep="own", execution=Execution("full"))
     jax.tree.map(np.testing.assert_array_equal, plain, remat)
 
 

@@ -7,10 +7,8 @@ are the shapes: a Linear weight is [out, in], a convolution's [out, in, *kernel]
 always read from a file, so modules start as zeros and are built under `nnx.eval_shape`.
 """
 
-import contextlib
-from collections.abc import Iterator
-from contextvars import ContextVar
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +82,14 @@ class RMSNorm(nnx.Module):
         return rms_norm(x, self.eps) * self.weight[...].astype(x.dtype)
 
 
+# What the backward pass recomputes of the transformer's blocks: nothing ("none"), everything but
+# their inputs ("full"), that without the attention ("attention": its outputs are kept), or
+# everything, from inputs that wait in the host's memory ("offload").
+Remat = Literal["none", "full", "attention", "offload"]
+
 ATTENTION = "attention"  # the name of its outputs, for rematerialisation policies
+
+Attend = Callable[[Array, Array, Array, Array | None], Array]
 
 
 def attention(
@@ -99,52 +104,67 @@ def attention(
     elsewhere XLA's. Structure (which tokens see which) is expressed by slicing before the call,
     never by a mask: a query without any key has no portable meaning.
     """
-    if _stand_in.get():
-        return _flash_stand_in(q, k, v)
     half = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
-    flash = half and jax.default_backend() == "gpu"
-    out = jax.nn.dot_product_attention(
-        q, k, v, key_value_seq_lengths=kv_len, implementation="cudnn" if flash else "xla"
+    if half and jax.default_backend() == "gpu":
+        return at_even_lengths(_cudnn_attention, q, k, v, kv_len)
+    return xla_attention(q, k, v, kv_len)
+
+
+def xla_attention(q: Array, k: Array, v: Array, kv_len: Array | None = None) -> Array:
+    """`attention` by XLA, which holds the scores."""
+    out = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=kv_len, implementation="xla")
+    return checkpoint_name(out, ATTENTION)
+
+
+def _cudnn_attention(q: Array, k: Array, v: Array, kv_len: Array | None) -> Array:
+    return jax.nn.dot_product_attention(
+        q, k, v, key_value_seq_lengths=kv_len, implementation="cudnn"
     )
-    return out if flash else checkpoint_name(out, ATTENTION)
 
 
-_stand_in: ContextVar[bool] = ContextVar("flash attention is stood in for", default=False)
+def at_even_lengths(
+    attend: Attend, q: Array, k: Array, v: Array, kv_len: Array | None = None
+) -> Array:
+    """`attend` with queries, keys and values padded to even numbers of tokens, equal to unpadded.
 
-
-@contextlib.contextmanager
-def flash_stand_in() -> Iterator[None]:
-    """Trace attention as something else with flash attention's memory.
-
-    cuDNN's cannot be compiled without a GPU, and XLA's holds all scores. For plans only: what is
-    computed is meaningless.
+    JAX refuses the gradient of cuDNN's attention over an odd length (121 audio latents, five
+    seconds at 25 frames a second, are one). Padded keys lie beyond `kv_len`; padded queries are
+    cut off again.
     """
-    token = _stand_in.set(True)
-    try:
-        yield
-    finally:
-        _stand_in.reset(token)
+    tokens, keys = q.shape[1], k.shape[1]
+    if keys % 2 and kv_len is None:
+        kv_len = jnp.full(len(k), keys, jnp.int32)
+
+    def even(x: Array) -> Array:
+        return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+
+    return attend(even(q), even(k), even(v), kv_len)[:, :tokens]
 
 
-@jax.custom_vjp
-def _flash_stand_in(q: Array, k: Array, v: Array) -> Array:
-    return q + k.mean(1, keepdims=True) + v.mean(1, keepdims=True)
+class Execution(NamedTuple):
+    """How the transformer runs: what costs memory or time and changes no number.
+
+    `gather` turns one block's weights as they are stored into the weights as the block uses them,
+    where devices share one copy. `by_sample` divides an array over the devices along its leading
+    axis, the samples. None is for one device, where there is nothing to do.
+    """
+
+    remat: Remat = "none"
+    gather: Callable[[Any], Any] | None = None
+    by_sample: Callable[[Array], Array] | None = None
+    attend: Attend = attention
+
+    def attention(self, q: Array, k: Array, v: Array, kv_len: Array | None) -> Array:
+        """Attention with queries, keys, values and result divided alike.
+
+        cuDNN's partitioning wants that, while XLA by itself leaves the text's keys and values
+        whole on every device.
+        """
+        place = self.by_sample or (lambda x: x)
+        return place(self.attend(place(q), place(k), place(v), kv_len))
 
 
-def _flash_forward(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
-    out = checkpoint_name(_flash_stand_in(q, k, v), ATTENTION)
-    statistics = checkpoint_name(out[..., 0].astype(jnp.float32), ATTENTION)
-    return out, (q, k, v, out, statistics)
-
-
-def _flash_backward(kept: Any, d_out: Array) -> tuple[Array, Array, Array]:
-    q, k, v, out, statistics = kept
-    d_q = d_out * out * statistics[..., None].astype(q.dtype) + q
-    mean = d_q.mean(1, keepdims=True)
-    return d_q, k * mean, v * mean
-
-
-_flash_stand_in.defvjp(_flash_forward, _flash_backward)
+ONE_DEVICE = Execution()
 
 
 def frequency_grid(theta: float, axes: int, dim: int) -> Float[np.ndarray, " n"]:
@@ -238,6 +258,7 @@ class Attention(nnx.Module):
         context_rope: tuple[Array, Array] | None = None,
         context_len: Int[Array, " b"] | None = None,
         values_only: Bool[Array, " b"] | None = None,
+        execution: Execution = ONE_DEVICE,
     ) -> Float[Array, "b t d"]:
         """Attend from x to context; `rope` rotates the queries, `context_rope` the keys.
 
@@ -248,7 +269,7 @@ class Attention(nnx.Module):
         q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (q, k, v))
         if rope is not None and context_rope is not None:
             q, k = apply_rotary(q, rope), apply_rotary(k, context_rope)
-        out = attention(q, k, v, context_len)
+        out = execution.attention(q, k, v, context_len)
         if values_only is not None:
             out = jnp.where(values_only[:, None, None, None], v, out)
         return self.to_out[0](out.reshape(*out.shape[:2], -1))

@@ -17,7 +17,6 @@ Source of the formulas: Lightricks/LTX-2 packages/ltx-core/src/ltx_core/model/tr
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -30,7 +29,9 @@ from jaxtyping import Array, Bool, Float, Int
 from justdubit_jax.errors import InputError
 from justdubit_jax.models.layers import (
     ATTENTION,
+    ONE_DEVICE,
     Attention,
+    Execution,
     FeedForward,
     Frozen,
     Linear,
@@ -39,11 +40,6 @@ from justdubit_jax.models.layers import (
     rms_norm,
     rotary_table,
 )
-
-# What the backward pass recomputes of the blocks: nothing ("none"), everything but their inputs
-# ("full"), that without the attention ("attention": its outputs are kept), or everything, from
-# inputs that wait in the host's memory ("offload").
-Remat = Literal["none", "full", "attention", "offload"]
 
 # Whose timesteps modulate the audio-video attention: the modality's own, per token (JustDubit's
 # trainer and its released LoRA), or the other modality's sigma (ltx-core >= 1.0.0).
@@ -305,15 +301,19 @@ class Stream(nnx.Module):
         self,
         x: Float[Array, "b t d"],
         cond: Conditioning,
-        values_only: Bool[Array, " b"] | None = None,
+        values_only: Bool[Array, " b"] | None,
+        execution: Execution,
     ) -> Float[Array, "b t d"]:
         """Self-attention, then attention to the text."""
         shift, scale, gate = self._rows(cond, slice(0, 3))
         y = _modulate(rms_norm(x, self.eps), scale, shift)
-        update = self.attn1(y, y, cond.rope, cond.rope, values_only=values_only)
+        update = self.attn1(
+            y, y, cond.rope, cond.rope, values_only=values_only, execution=execution
+        )
         x = _add(x, gate, update)
         # LTX-2.3 modulates this attention too (rows 6-8), and its context (prompt AdaLN).
-        return x + self.attn2(rms_norm(x, self.eps), cond.context, context_len=cond.context_len)
+        y = rms_norm(x, self.eps)
+        return x + self.attn2(y, cond.context, context_len=cond.context_len, execution=execution)
 
     def feed_forward(self, x: Float[Array, "b t d"], cond: Conditioning) -> Float[Array, "b t d"]:
         shift, scale, gate = self._rows(cond, slice(3, 6))
@@ -363,15 +363,17 @@ class Block(nnx.Module):
         v_cond: Conditioning,
         a_cond: Conditioning,
         isolated: tuple[int, int],
-        skip: Skip | None = None,
+        skip: Skip | None,
+        execution: Execution,
     ) -> tuple[Float[Array, "b tv dv"], Float[Array, "b ta da"]]:
-        v = self.video.attend(v, v_cond, skip and skip.video_self)
-        a = self.audio.attend(a, a_cond, skip and skip.audio_self)
+        v = self.video.attend(v, v_cond, skip and skip.video_self, execution)
+        a = self.audio.attend(a, a_cond, skip and skip.audio_self, execution)
         v_for_a2v, v_for_v2a, v_gate = self.video.for_cross(v, v_cond)
         a_for_a2v, a_for_v2a, a_gate = self.audio.for_cross(a, a_cond)
         v_side, a_side = (v_cond.cross_rope, isolated[0]), (a_cond.cross_rope, isolated[1])
-        to_v = cross_attention(self.audio_to_video, v_for_a2v, a_for_a2v, v_side, a_side)
-        to_a = cross_attention(self.video_to_audio, a_for_v2a, v_for_v2a, a_side, v_side)
+        a2v, v2a = self.audio_to_video, self.video_to_audio
+        to_v = cross_attention(a2v, v_for_a2v, a_for_a2v, v_side, a_side, execution)
+        to_a = cross_attention(v2a, a_for_v2a, v_for_v2a, a_side, v_side, execution)
         if skip is not None:
             to_v = jnp.where(skip.audio_to_video[:, None, None], 0, to_v)
             to_a = jnp.where(skip.video_to_audio[:, None, None], 0, to_a)
@@ -385,6 +387,7 @@ def cross_attention(
     context: Float[Array, "b s e"],
     x_side: tuple[tuple[Array, Array], int],
     context_side: tuple[tuple[Array, Array], int],
+    execution: Execution = ONE_DEVICE,
 ) -> Float[Array, "b t d"]:
     """Attention from x to the other modality; a side is (rotary table, isolated leading tokens).
 
@@ -397,6 +400,7 @@ def cross_attention(
         context[:, skip:],
         (cos[:, skip_x:], sin[:, skip_x:]),
         (context_cos[:, skip:], context_sin[:, skip:]),
+        execution=execution,
     )
     bias: Any = attn.to_out[0].bias
     rest = jnp.broadcast_to(bias[...].astype(out.dtype), (len(x), skip_x, out.shape[2]))
@@ -434,9 +438,6 @@ class Transformer(nnx.Module):
         self.video = StreamEnds(config, config.video)
         self.audio = StreamEnds(config, config.audio)
         self.blocks = nnx.vmap(lambda: Block(config), axis_size=config.layers)()
-        # From a block's weights as they are stored to the weights as it uses them: where devices
-        # share one copy, the whole of this one block (see sharding.gather).
-        self.gather: Callable[[Any], Any] | None = None
 
     def __call__(
         self,
@@ -446,15 +447,14 @@ class Transformer(nnx.Module):
         cross_timestep: CrossTimestep,
         isolated: tuple[int, int] = (0, 0),
         skip: Skip | None = None,
-        remat: Remat = "none",
+        execution: Execution = ONE_DEVICE,
         prepare_block: Any = None,
     ) -> tuple[Float[Array, "b tv cv"], Float[Array, "b ta ca"]]:
         """Predict the velocity (noise - clean latents) of every token.
 
         `isolated` is how many leading tokens of (video, audio) take no part in the attention
         between the modalities: the reference lengths, or (0, 0). `skip` leaves attention out.
-        `remat` says what the backward pass recomputes. `prepare_block(block, index)` may change
-        each block before it runs (dropout keys).
+        `prepare_block(block, index)` may change each block before it runs (dropout keys).
         """
         own = cross_timestep == "own"
         v, v_cond, v_embedded = self.video.enter(video, _cross_sigma(video, audio, own))
@@ -463,16 +463,16 @@ class Transformer(nnx.Module):
 
         def body(carry: Any, xs: Any) -> Any:
             weights, index, skip_here = xs
-            block: Any = nnx.merge(
-                graphdef, weights if self.gather is None else self.gather(weights)
-            )
+            weights = weights if execution.gather is None else execution.gather(weights)
+            block: Any = nnx.merge(graphdef, weights)
             if prepare_block is not None:
                 prepare_block(block, index)
             v, a = (checkpoint_name(x, _BLOCK_INPUT) for x in carry)
-            return block(v, a, v_cond, a_cond, isolated, skip_here), None
+            return block(v, a, v_cond, a_cond, isolated, skip_here, execution), None
 
-        if remat != "none":
-            body = jax.checkpoint(body, prevent_cse=False, policy=_POLICIES[remat])
+        if execution.remat != "none":
+            policy = _POLICIES[execution.remat]
+            body = jax.checkpoint(body, prevent_cse=False, policy=policy)
         xs = (nnx.as_pure(state), jnp.arange(self.config.layers), skip)
         (v, a), _ = jax.lax.scan(body, (v, a), xs)
         return self.video.leave(v, v_cond, v_embedded), self.audio.leave(a, a_cond, a_embedded)
