@@ -14,9 +14,18 @@ from typing import Any
 
 from rich.console import Console
 
-from justdubit_jax import cli, clips, codec, denoise, keys, lora, media, report, sample, weights
-from justdubit_jax.denoise import Guidance
+from justdubit_jax import cli
+from justdubit_jax.clips import fit as clips
+from justdubit_jax.clips import read as media
+from justdubit_jax.dubbing import sample
 from justdubit_jax.errors import InputError
+from justdubit_jax.latents import text as codec
+from justdubit_jax.lora import adapters as lora
+from justdubit_jax.runs import display as report
+from justdubit_jax.sampling import loop as denoise
+from justdubit_jax.sampling.loop import Guidance
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 NEGATIVE_PROMPT = "worst quality, inconsistent motion, blurry, jittery, distorted"
 

@@ -28,14 +28,18 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from justdubit_jax import buckets, cli, codec, media, weights
-from justdubit_jax.buckets import Bucket
-from justdubit_jax.data import TENSORS
-from justdubit_jax.dataset import Columns, Row, read_rows, without_llm_prefix
+from justdubit_jax import cli
+from justdubit_jax.clips import read as media
+from justdubit_jax.data.rows import Columns, Row, read_rows, without_llm_prefix
+from justdubit_jax.data.samples import TENSORS
 from justdubit_jax.errors import InputError
 from justdubit_jax.files import save_safetensors
-from justdubit_jax.tiling import DEFAULT_TILING
-from justdubit_jax.tokens import PIXELS_PER_LATENT, video_latent_frames
+from justdubit_jax.latents import text as codec
+from justdubit_jax.latents.tiling import DEFAULT_TILING
+from justdubit_jax.models.tokens import PIXELS_PER_LATENT, video_latent_frames
+from justdubit_jax.preprocessing import buckets
+from justdubit_jax.preprocessing.buckets import Bucket
+from justdubit_jax.weights import load as weights
 
 
 @dataclasses.dataclass(frozen=True)

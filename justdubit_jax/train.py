@@ -17,22 +17,8 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from justdubit_jax import (
-    cli,
-    distributed,
-    files,
-    keys,
-    lora,
-    optim,
-    plan,
-    report,
-    settings,
-    sharding,
-    validate,
-    weights,
-)
-from justdubit_jax.checkpoint import Checkpoints, State
-from justdubit_jax.data import (
+from justdubit_jax import cli, files
+from justdubit_jax.data.samples import (
     Batches,
     Bucket,
     Sample,
@@ -40,15 +26,26 @@ from justdubit_jax.data import (
     make_buckets,
     read_sample,
 )
+from justdubit_jax.devices import processes as distributed
+from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
-from justdubit_jax.fingerprint import check_same, fingerprint
-from justdubit_jax.interrupt import Interrupt
-from justdubit_jax.metrics import Metrics, NotFinite, open_logs
+from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.layers import attention
-from justdubit_jax.objective import Batch
-from justdubit_jax.settings import Settings, is_due
-from justdubit_jax.stand_in import flash_stand_in
-from justdubit_jax.step import Training, first_state, prepare
+from justdubit_jax.planning import memory as plan
+from justdubit_jax.planning.stand_in import flash_stand_in
+from justdubit_jax.runs import display as report
+from justdubit_jax.runs.fingerprint import check_same, fingerprint
+from justdubit_jax.runs.interrupt import Interrupt
+from justdubit_jax.runs.metrics import Metrics, NotFinite, open_logs
+from justdubit_jax.runs.state import Checkpoints, State
+from justdubit_jax.training import optimizer as optim
+from justdubit_jax.training import settings
+from justdubit_jax.training.objective import Batch
+from justdubit_jax.training.settings import Settings, is_due
+from justdubit_jax.training.step import Training, first_state, prepare
+from justdubit_jax.validation import rounds as validate
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 # What `--fresh` moves to OUTPUT/previous/1 and so on.
 _OF_A_RUN = ("state", "checkpoints", "samples", "tensorboard", "wandb", "best.json")

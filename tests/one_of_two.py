@@ -8,7 +8,10 @@ import sys
 
 import jax
 
-from justdubit_jax import cli, data, objective, settings, sharding, train
+from justdubit_jax import cli, train
+from justdubit_jax.data import samples as data
+from justdubit_jax.devices import sharding
+from justdubit_jax.training import objective, settings
 
 sharding._SMALLEST_SHARDED = 2  # the toy's weights are all below it
 config = cli.parse_config(sys.argv)

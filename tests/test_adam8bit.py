@@ -8,9 +8,17 @@ import numpy as np
 import optax
 import pytest
 
-from justdubit_jax import sharding, step
-from justdubit_jax.adam8bit import FIRST, SECOND, block_size, decode, encode, scale_by_adam8bit
-from justdubit_jax.checkpoint import Checkpoints, State
+from justdubit_jax.devices import sharding
+from justdubit_jax.runs.state import Checkpoints, State
+from justdubit_jax.training import step
+from justdubit_jax.training.adam8bit import (
+    FIRST,
+    SECOND,
+    block_size,
+    decode,
+    encode,
+    scale_by_adam8bit,
+)
 
 ADAM = (0.9, 0.999, 1e-8)
 

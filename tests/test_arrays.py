@@ -14,8 +14,10 @@ from jax.sharding import PartitionSpec as P
 from reference import golden_checkpoint
 from test_transformer import inputs, run
 
-from justdubit_jax import keys, sharding, weights
+from justdubit_jax.devices import sharding
 from justdubit_jax.models import quant
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 CHECKPOINT = golden_checkpoint("transformer_19b")
 MODEL = weights.build(keys.TRANSFORMER, CHECKPOINT.config, CHECKPOINT.shapes)
@@ -138,6 +140,3 @@ def test_random_weights_run_and_do_not_depend_on_the_devices(scheme):
             assert variable.dtype == jnp.float32
     layers = half["blocks.video.ff.net.0.proj.weight" + (".values" if scheme else "")][...]
     assert (layers[0] != layers[1]).any()
-
-
-# One of two processes with a device each: it holds its half of the arrays.

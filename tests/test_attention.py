@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-from justdubit_jax import sharding
+from justdubit_jax.devices import sharding
 from justdubit_jax.models import layers
 from justdubit_jax.models.layers import at_even_lengths, attention, xla_attention
 

@@ -7,15 +7,11 @@ import pytest
 from flax import nnx
 from reference import error, golden_checkpoint, load_golden
 
-from justdubit_jax import keys, weights
 from justdubit_jax.errors import InputError
 from justdubit_jax.models import mel
-from justdubit_jax.models.audio_vae import (
-    AudioDecoder,
-    AudioEncoder,
-    AudioVAEConfig,
-    latent_frames,
-)
+from justdubit_jax.models.audio_vae import AudioDecoder, AudioEncoder, AudioVAEConfig, latent_frames
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 # 25 times the reference's own float32 error; ours is 1.1e-6 at most.
 TOLERANCE = 2e-5

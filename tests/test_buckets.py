@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from justdubit_jax import buckets
-from justdubit_jax.buckets import Bucket
 from justdubit_jax.errors import InputError
+from justdubit_jax.preprocessing import buckets
+from justdubit_jax.preprocessing.buckets import Bucket
 
 
 def pattern(height: int, width: int) -> np.ndarray:

@@ -7,8 +7,10 @@ import av
 import numpy as np
 import pytest
 
-from justdubit_jax import buckets, clips, media
+from justdubit_jax.clips import fit as clips
+from justdubit_jax.clips import read as media
 from justdubit_jax.errors import InputError
+from justdubit_jax.preprocessing import buckets
 
 NTSC = Fraction(30000, 1001)
 

@@ -9,9 +9,10 @@ import pytest
 from flax import nnx
 from reference import error, golden_checkpoint, load_golden
 
-from justdubit_jax import keys, weights
 from justdubit_jax.errors import InputError
 from justdubit_jax.models.connector import ConnectorConfig, Connectors, Tower
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 # The connectors' part of the 19B checkpoint's configuration.
 PUBLISHED = {

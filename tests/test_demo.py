@@ -5,9 +5,9 @@ import numpy as np
 from conftest import run_module
 from safetensors.numpy import load_file
 
-from justdubit_jax import demo as demo_module
-from justdubit_jax import media
-from justdubit_jax.data import TENSORS
+from justdubit_jax.clips import read as media
+from justdubit_jax.data.samples import TENSORS
+from justdubit_jax.demo import __main__ as demo
 
 
 def test_it_leaves_what_it_says(demo):
@@ -56,7 +56,7 @@ def test_starting_anew_removes_only_what_it_made(tmp_path):
     for name in made + own:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    demo_module.remove_made(tmp_path)
+    demo.remove_made(tmp_path)
     left = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
     assert left == sorted(own)
     assert not (tmp_path / "assets").exists()

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from justdubit_jax import demo_assets, keys, media, weights
-from justdubit_jax.buckets import pool_mask
+from justdubit_jax.clips import read as media
+from justdubit_jax.demo import assets as demo_assets
 from justdubit_jax.models.gemma import Gemma, GemmaConfig
+from justdubit_jax.preprocessing.buckets import pool_mask
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 
 @pytest.fixture(scope="module")

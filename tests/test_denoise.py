@@ -7,9 +7,11 @@ import pytest
 from flax import nnx
 from reference import error, golden_checkpoint, load_golden
 
-from justdubit_jax import denoise, keys, weights
-from justdubit_jax.denoise import Conditioned, Guidance, Settings
 from justdubit_jax.errors import InputError
+from justdubit_jax.sampling import loop as denoise
+from justdubit_jax.sampling.loop import Conditioned, Guidance, Settings
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 GOLDEN, META = load_golden("tokens")
 DENOISING, DENOISING_META = load_golden("denoise_19b")

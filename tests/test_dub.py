@@ -8,9 +8,10 @@ import pytest
 from conftest import run_module
 from safetensors.numpy import load_file, save_file
 
-from justdubit_jax import dub, media
-from justdubit_jax.denoise import Guidance
+from justdubit_jax import dub
+from justdubit_jax.clips import read as media
 from justdubit_jax.errors import InputError
+from justdubit_jax.sampling.loop import Guidance
 
 
 def arguments(demo, tmp_path, **change):

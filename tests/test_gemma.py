@@ -9,9 +9,10 @@ import pytest
 from flax import nnx
 from reference import error, golden_checkpoint, load_golden
 
-from justdubit_jax import keys, weights
 from justdubit_jax.errors import InputError
 from justdubit_jax.models.gemma import Gemma, GemmaConfig, Rope
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 # google/gemma-3-12b-it's config.json, as far as the text model is concerned.
 PUBLISHED = {

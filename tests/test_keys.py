@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from justdubit_jax import keys, weights
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 CONFIG = json.loads((Path(__file__).parent / "ltx-2-19b-dev.config.json").read_text())
 # in_features of the 19B's text projection: Gemma 3 12B's 3840 x 49 hidden states.

@@ -10,8 +10,8 @@ from reference import FOLDER, golden_checkpoint
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from justdubit_jax import lora
 from justdubit_jax.errors import InputError
+from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.layers import Linear
 from justdubit_jax.models.transformer import Transformer, TransformerConfig
 

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from justdubit_jax import media
+from justdubit_jax.clips import read as media
 from justdubit_jax.errors import InputError
 
 RATE = 48_000

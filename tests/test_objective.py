@@ -12,10 +12,14 @@ from flax import nnx
 from reference import FOLDER, error, golden_checkpoint, load_golden
 from safetensors.numpy import save_file
 
-from justdubit_jax import keys, lora, objective, optim, weights
+from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.layers import Execution
 from justdubit_jax.models.transformer import Transformer, TransformerConfig
-from justdubit_jax.schedules import Schedule
+from justdubit_jax.training import objective
+from justdubit_jax.training import optimizer as optim
+from justdubit_jax.training.schedules import Schedule
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 # 30 x the reference's own float32 error (gradients of step 0; the golden vectors' README).
 LIMIT = 8e-5

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from justdubit_jax import optim
-from justdubit_jax.schedules import Schedule
+from justdubit_jax.training import optimizer as optim
+from justdubit_jax.training.schedules import Schedule
 
 
 def config(**changes) -> optim.Config:

@@ -12,8 +12,13 @@ import pytest
 from test_runs import ONE_DEVICE
 from test_train import REPO, config
 
-from justdubit_jax import data, plan, settings, sharding, step, train, weights
+from justdubit_jax import train
+from justdubit_jax.data import samples as data
+from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
+from justdubit_jax.planning import memory as plan
+from justdubit_jax.training import settings, step
+from justdubit_jax.weights import load as weights
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from justdubit_jax import media, preprocess
-from justdubit_jax.data import TENSORS
-from justdubit_jax.dataset import Columns, read_rows
+from justdubit_jax import preprocess
+from justdubit_jax.clips import read as media
+from justdubit_jax.data.rows import Columns, read_rows
+from justdubit_jax.data.samples import TENSORS
 from justdubit_jax.errors import InputError
 
 

@@ -15,7 +15,13 @@ from conftest import COMPILE_FAST
 from safetensors.numpy import load_file
 from test_train import REPO, config
 
-from justdubit_jax import data, lora, plan, settings, sharding, step, train, weights
+from justdubit_jax import train
+from justdubit_jax.data import samples as data
+from justdubit_jax.devices import sharding
+from justdubit_jax.lora import adapters as lora
+from justdubit_jax.planning import memory as plan
+from justdubit_jax.training import settings, step
+from justdubit_jax.weights import load as weights
 
 FLAGS = (
     "--config.optimization.steps=2",

@@ -13,11 +13,15 @@ from reference import golden_checkpoint
 from test_objective import FACE, GRID, MASK, META, TARGETS, batch, draws, start  # noqa: F401
 from test_train import config
 
-from justdubit_jax import keys, lora, objective, settings, train, weights
+from justdubit_jax import train
 from justdubit_jax.errors import InputError
+from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models import quant
 from justdubit_jax.models.layers import Execution, Frozen, Linear
 from justdubit_jax.models.transformer import Modality, Transformer, TransformerConfig
+from justdubit_jax.training import objective, settings
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 CHECKPOINT = golden_checkpoint("transformer_19b")
 CONFIG = TransformerConfig.from_metadata(CHECKPOINT.config)

@@ -13,8 +13,8 @@ from rich.console import Console
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from justdubit_jax import report
 from justdubit_jax.errors import InputError
+from justdubit_jax.runs import display as report
 
 RATE = 16_000
 

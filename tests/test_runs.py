@@ -19,8 +19,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from test_train import REPO, config, export, one_step
 
-from justdubit_jax import checkpoint, fingerprint, lora, metrics, objective, settings, train
+from justdubit_jax import train
 from justdubit_jax.errors import InputError
+from justdubit_jax.lora import adapters as lora
+from justdubit_jax.runs import fingerprint, metrics
+from justdubit_jax.runs import state as checkpoint
+from justdubit_jax.training import objective, settings
 
 FOUR = ("--config.optimization.steps=4", "--config.checkpoints.interval=1")
 
@@ -234,7 +238,8 @@ SAVING = """
 import resource, sys
 from pathlib import Path
 import jax, jax.numpy as jnp
-from justdubit_jax import checkpoint, cli
+from justdubit_jax import cli
+from justdubit_jax.runs import state as checkpoint
 folder = Path(sys.argv[1])
 state = checkpoint.State({"a": jnp.arange(1e6)}, {"m": jnp.arange(1e6)}, jnp.int32(1))
 def save():

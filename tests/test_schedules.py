@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from justdubit_jax.errors import InputError
-from justdubit_jax.schedules import KINDS, Schedule
+from justdubit_jax.training.schedules import KINDS, Schedule
 
 # (kind, parameters, steps, step): torch's rates for the base rates 2e-4 and 1e-6. A floor above
 # the base rate (eta_min is 5e-5 with restarts) makes the rate grow.

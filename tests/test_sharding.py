@@ -8,13 +8,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from justdubit_jax import sharding
+from justdubit_jax.devices import sharding
 
 PROCESS = """
 import sys
 import jax, numpy as np
 from jax.experimental import multihost_utils
-from justdubit_jax import sharding
+from justdubit_jax.devices import sharding
 port, index = sys.argv[1], int(sys.argv[2])
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", 2, index)

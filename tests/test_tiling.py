@@ -10,9 +10,10 @@ from einops import reduce, repeat
 from flax import nnx
 from reference import error, golden_checkpoint
 
-from justdubit_jax import keys, weights
 from justdubit_jax.errors import InputError
-from justdubit_jax.tiling import DEFAULT_TILING, Tiling, decode_tiled, encode_tiled
+from justdubit_jax.latents.tiling import DEFAULT_TILING, Tiling, decode_tiled, encode_tiled
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 CHECKPOINT = golden_checkpoint("video_vae")
 SMALL = Tiling(pixels=128, pixel_overlap=64, frames=25, frame_overlap=9)

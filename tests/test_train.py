@@ -17,9 +17,15 @@ from ml_collections import ConfigDict
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from justdubit_jax import cli, data, lora, plan, settings, sharding, step, train, weights
+from justdubit_jax import cli, train
+from justdubit_jax.data import samples as data
+from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
+from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.layers import Frozen
+from justdubit_jax.planning import memory as plan
+from justdubit_jax.training import settings, step
+from justdubit_jax.weights import load as weights
 
 REPO = Path(__file__).parents[1]
 

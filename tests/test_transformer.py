@@ -7,7 +7,6 @@ import pytest
 from flax import nnx
 from reference import error, golden_checkpoint, load_golden
 
-from justdubit_jax import keys, weights
 from justdubit_jax.errors import InputError
 from justdubit_jax.models.layers import Attention, Execution
 from justdubit_jax.models.transformer import (
@@ -17,6 +16,8 @@ from justdubit_jax.models.transformer import (
     TransformerConfig,
     cross_attention,
 )
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 # 30 x the reference's own float32 error, at least 2e-5 (the golden vectors' README).
 LIMIT = 2e-5

@@ -16,24 +16,22 @@ from rich.console import Console
 from safetensors.numpy import load_file
 from test_train import config
 
-from justdubit_jax import (
-    codec,
-    data,
-    evaluate,
-    keys,
-    lora,
-    media,
-    prompts,
-    report,
-    sample,
-    settings,
-    sharding,
-    train,
-    validate,
-    weights,
-)
-from justdubit_jax.denoise import Guidance
+from justdubit_jax import train
+from justdubit_jax.clips import read as media
+from justdubit_jax.data import samples as data
+from justdubit_jax.devices import sharding
+from justdubit_jax.dubbing import sample
 from justdubit_jax.errors import InputError
+from justdubit_jax.latents import text as codec
+from justdubit_jax.latents import text_cache as prompts
+from justdubit_jax.lora import adapters as lora
+from justdubit_jax.runs import display as report
+from justdubit_jax.sampling.loop import Guidance
+from justdubit_jax.training import settings
+from justdubit_jax.validation import fixed_loss as evaluate
+from justdubit_jax.validation import rounds as validate
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 
 def flags(demo, *more):

@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 from reference import error, golden_checkpoint, load_golden
 
-from justdubit_jax import keys, weights
 from justdubit_jax.errors import InputError
 from justdubit_jax.models.video_vae import (
     VideoDecoder,
@@ -17,6 +16,8 @@ from justdubit_jax.models.video_vae import (
     VideoEncoder,
     VideoEncoderConfig,
 )
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 # The reference in float32 is 3e-6 from itself in float64 on these narrow models, whose pixel norms
 # over few channels amplify rounding; thirty times that.

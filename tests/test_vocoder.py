@@ -5,10 +5,11 @@ import pytest
 from flax import nnx
 from reference import error, golden_checkpoint, load_golden
 
-from justdubit_jax import keys, weights
 from justdubit_jax.errors import InputError
 from justdubit_jax.models.layers import Frozen
 from justdubit_jax.models.vocoder import Upsample, Vocoder, VocoderConfig
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 CHECKPOINT = golden_checkpoint("vocoder_20")
 CONFIG = VocoderConfig.from_metadata(CHECKPOINT.config)

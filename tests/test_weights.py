@@ -12,8 +12,9 @@ from conftest import run_module
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from justdubit_jax import keys, weights
 from justdubit_jax.errors import InputError
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 REPO = Path(__file__).parents[1]
 

@@ -18,12 +18,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from justdubit_jax import cli, codec, demo_checkpoint, denoise, keys, lora, media, sample, weights
-from justdubit_jax.buckets import Bucket, parse_buckets
-from justdubit_jax.denoise import Conditioned
+from justdubit_jax import cli
+from justdubit_jax.clips import read as media
+from justdubit_jax.demo import checkpoint as demo_checkpoint
+from justdubit_jax.dubbing import sample
 from justdubit_jax.files import save_safetensors
-from justdubit_jax.tiling import DEFAULT_TILING
-from justdubit_jax.tokens import PIXELS_PER_LATENT, video_latent_frames
+from justdubit_jax.latents import text as codec
+from justdubit_jax.latents.tiling import DEFAULT_TILING
+from justdubit_jax.lora import adapters as lora
+from justdubit_jax.models.tokens import PIXELS_PER_LATENT, video_latent_frames
+from justdubit_jax.preprocessing.buckets import Bucket, parse_buckets
+from justdubit_jax.sampling import loop as denoise
+from justdubit_jax.sampling.loop import Conditioned
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 FPS = 25
 STATISTICS = "vae.per_channel_statistics.mean-of-means"  # one for each latent channel

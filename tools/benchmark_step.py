@@ -16,9 +16,15 @@ import benchmark_size
 import jax
 from benchmark_size import REPO, Size
 
-from justdubit_jax import flops, keys, lora, optim, sharding, step, weights
+from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
+from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.transformer import TransformerConfig
+from justdubit_jax.planning import flops
+from justdubit_jax.training import optimizer as optim
+from justdubit_jax.training import step
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

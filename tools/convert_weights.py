@@ -22,8 +22,10 @@ import orbax.checkpoint as ocp
 from rich.console import Console
 from rich.table import Table
 
-from justdubit_jax import cli, keys, weights
+from justdubit_jax import cli
 from justdubit_jax.errors import InputError
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 
 def main() -> None:

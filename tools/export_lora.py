@@ -10,9 +10,10 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from justdubit_jax import cli, lora
-from justdubit_jax.checkpoint import Checkpoints
+from justdubit_jax import cli
 from justdubit_jax.errors import InputError
+from justdubit_jax.lora import adapters as lora
+from justdubit_jax.runs.state import Checkpoints
 
 
 def main() -> None:

@@ -22,8 +22,9 @@ from pathlib import Path
 from rich.console import Console
 from safetensors.numpy import load_file
 
-from justdubit_jax import cli, lora
+from justdubit_jax import cli
 from justdubit_jax.errors import InputError
+from justdubit_jax.lora import adapters as lora
 
 REPO = Path(__file__).parents[1]
 EVERY = 3  # steps between checkpoints

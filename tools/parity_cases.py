@@ -30,14 +30,16 @@ from parity_golden import (
 )
 from parity_sampling import denoising, schedule_and_steps, skip_of
 
-from justdubit_jax import keys, lora, objective, optim
-from justdubit_jax import tokens as layout
 from justdubit_jax.errors import InputError
 from justdubit_jax.files import save_safetensors
-from justdubit_jax.models import mel
+from justdubit_jax.lora import adapters as lora
+from justdubit_jax.models import mel, tokens
 from justdubit_jax.models.layers import frequency_grid, rotary_table
 from justdubit_jax.models.transformer import Modality, Transformer
-from justdubit_jax.schedules import Schedule
+from justdubit_jax.training import objective
+from justdubit_jax.training import optimizer as optim
+from justdubit_jax.training.schedules import Schedule
+from justdubit_jax.weights import keys
 
 _apply = nnx.jit(lambda model, *args: model(*args))
 _log_mel = jax.jit(mel.log_mel, static_argnums=1)
@@ -125,7 +127,7 @@ def vocoder(golden: Golden, wanted: Collection[str]) -> Tensors:
     return {name: _apply(model, golden.inputs[name.replace("waveform", "mel")]) for name in wanted}
 
 
-def tokens(golden: Golden, wanted: Collection[str]) -> Tensors:
+def token_layout(golden: Golden, wanted: Collection[str]) -> Tensors:
     meta, inputs = golden.meta, golden.inputs
     video, audio = inputs["video_latent"], inputs["audio_latent"]
     rates = dict(zip(meta["fps_names"], meta["shapes"]["fps"], strict=True))
@@ -135,15 +137,15 @@ def tokens(golden: Golden, wanted: Collection[str]) -> Tensors:
     seconds = [n / doubles.get(rate, rate) for n, rate in zip(frames, fps, strict=True)]
     counts = inputs["sequence_lengths"].tolist()
     draws = zip(inputs["normal_samples"], counts, strict=True)
-    audio_positions = layout.audio_positions(audio.shape[2])
-    positions = {name: layout.video_positions(video.shape[2:], r) for name, r in rates.items()}
+    audio_positions = tokens.audio_positions(audio.shape[2])
+    positions = {name: tokens.video_positions(video.shape[2:], r) for name, r in rates.items()}
     found = {
-        "video_tokens": layout.video_tokens(video),
-        "audio_tokens": layout.audio_tokens(audio),
+        "video_tokens": tokens.video_tokens(video),
+        "audio_tokens": tokens.audio_tokens(audio),
         "audio_positions": np.tile(audio_positions, (len(audio), 1, 1, 1)),
-        "audio_latent_frames": [layout.audio_latent_frames(s) for s in meta["durations"]],
-        "audio_latent_frames_of_video": [layout.audio_latent_frames(s) for s in seconds],
-        "video_latent_frames": [layout.video_latent_frames(n) for n in frames],
+        "audio_latent_frames": [tokens.audio_latent_frames(s) for s in meta["durations"]],
+        "audio_latent_frames_of_video": [tokens.audio_latent_frames(s) for s in seconds],
+        "video_latent_frames": [tokens.video_latent_frames(n) for n in frames],
         "logit_normal_shift": [objective.logit_shift(n) for n in counts],
         "logit_normal_timesteps": [objective.shifted_logit_normal(x, n) for x, n in draws],
     }
@@ -354,7 +356,7 @@ CASES: dict[str, Callable[[Golden, Collection[str]], Tensors]] = {
     "gemma": gemma,
     "lora_19b": lora_forward,
     "text_19b": text,
-    "tokens": tokens,
+    "tokens": token_layout,
     "train_19b": train,
     "transformer_19b": transformer,
     "video_vae_20": video_vae,

@@ -12,9 +12,11 @@ import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 
-from justdubit_jax import keys, lora, weights
 from justdubit_jax.errors import InputError
+from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.transformer import Modality, Transformer, TransformerConfig
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
 
 Tensors = dict[str, np.ndarray]
 

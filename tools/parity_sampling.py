@@ -9,10 +9,10 @@ import numpy as np
 from flax import nnx
 from parity_golden import Golden, Tensors, load_transformer, references
 
-from justdubit_jax import denoise
-from justdubit_jax.denoise import Conditioned, Guidance, Settings
 from justdubit_jax.errors import InputError
 from justdubit_jax.models.transformer import Skip
+from justdubit_jax.sampling import loop as denoise
+from justdubit_jax.sampling.loop import Conditioned, Guidance, Settings
 
 # The scales of `guide.multi_modal*`, which are in no `meta`: LTX-2's own for video, and for audio
 # without rescaling.

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from justdubit_jax.errors import InputError
 from justdubit_jax.models.layers import Frozen, rms_norm
-from justdubit_jax.tokens import FRAMES_PER_LATENT, PIXELS_PER_LATENT
+from justdubit_jax.models.tokens import FRAMES_PER_LATENT, PIXELS_PER_LATENT
 
 Padding = Literal["zeros", "reflect"]
 Stride = tuple[int, int, int]

@@ -1,0 +1,154 @@
+"""python -m justdubit_jax.demo: the whole job on made-up files, on a CPU, in minutes.
+
+Makes a toy LTX-2 checkpoint, a toy Gemma and a small data set of talking cartoon faces; then
+preprocesses, trains and exports with the same commands as for the real files. A second run starts
+anew and removes only what the first made.
+"""
+
+import contextlib
+import json
+import shlex
+import shutil
+import time
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from justdubit_jax import cli, dub, preprocess, train
+from justdubit_jax.data import samples as data
+from justdubit_jax.demo import assets as demo_assets
+from justdubit_jax.demo import checkpoint as demo_checkpoint
+from justdubit_jax.devices import sharding
+from justdubit_jax.lora import adapters as lora
+from justdubit_jax.runs.state import Checkpoints
+from justdubit_jax.training import settings
+from justdubit_jax.validation import fixed_loss as evaluate
+from justdubit_jax.weights import keys
+from justdubit_jax.weights import load as weights
+
+CONFIG = Path(__file__).parents[2] / "configs" / "demo.py"
+SAMPLES = 4
+BUCKET = "96x64x25"
+
+# Everything that a run leaves below its workdir; `**` where a library names the files.
+_MADE = (
+    "assets/ltx-2-tiny.safetensors",
+    *(f"assets/gemma/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")),
+    *(f"assets/gemma/{name}" for name in ("tokenizer_config.json", "special_tokens_map.json")),
+    "dataset/dataset.json",
+    *(f"dataset/clips/[0-9][0-9][0-9]_{role}.mp4" for role in ("media", "reference", "mask")),
+    *(f"dataset/.precomputed/{role}/clips/[0-9]*_media.safetensors" for role in data.TENSORS),
+    "run/state/**",
+    "run/checkpoints/lora_weights_step_*.safetensors",
+    *(f"run/{name}.jsonl" for name in ("metrics", "validation")),
+    "run/samples/step_*",
+    "run/samples/loss.png",
+    "run/contexts/*.safetensors",
+    "run/tensorboard/events*",
+    "dubbed.mp4",
+)
+
+
+def main(workdir: Path) -> None:
+    """Make, preprocess, train, and say what came of it."""
+    console = Console(highlight=False, soft_wrap=True)
+    started = time.perf_counter()
+    remove_made(workdir)
+    checkpoint, gemma = workdir / "assets" / "ltx-2-tiny.safetensors", workdir / "assets" / "gemma"
+    dataset, run_dir = workdir / "dataset" / "dataset.json", workdir / "run"
+    precomputed = dataset.parent / ".precomputed"
+
+    console.print("[bold]1. A toy checkpoint, a toy text encoder and a data set")
+    demo_assets.make_gemma(gemma)
+    text = demo_assets.GEMMA_TEXT_CONFIG
+    width = text["hidden_size"] * (text["num_hidden_layers"] + 1)
+    demo_checkpoint.make_checkpoint(checkpoint, width)
+    demo_assets.make_dataset(dataset.parent, SAMPLES)
+
+    preprocess_arguments = [
+        *(str(dataset), "--resolution-buckets", BUCKET, "--model-path", str(checkpoint)),
+        *("--text-encoder-path", str(gemma), "--with-audio"),
+        *("--reference-column", "reference_path", "--mask-column", "mask_path"),
+    ]
+    console.print("[bold]2. python -m justdubit_jax.preprocess", shlex.join(preprocess_arguments))
+    if failed := preprocess.main(preprocess.parse_arguments(preprocess_arguments)):
+        raise SystemExit(f"{failed} samples failed")
+
+    row = json.loads(dataset.read_text())[0]
+    caption, reference = row["caption"], dataset.parent / row["reference_path"]
+    train_arguments = [
+        *("--config", str(CONFIG), f"--config.model.model_path={checkpoint}"),
+        f"--config.model.text_encoder_path={gemma}",
+        f"--config.data.preprocessed_data_root={precomputed}",
+        f"--config.output_dir={run_dir}",
+        f"--config.validation.prompts={(caption,)}",
+        f"--config.validation.reference_videos={(str(reference),)}",
+    ]
+    console.print("[bold]3. python -m justdubit_jax.train", shlex.join(train_arguments))
+    config = cli.parse_config(["train", *train_arguments])
+    train.main(config)
+
+    run = settings.read(config)
+    path = lora.export_path(run_dir, run.steps)
+    dub_arguments = [
+        *("--video", str(reference), "--prompt", caption, "--lora", str(path)),
+        *("--model-path", str(checkpoint), "--text-encoder-path", str(gemma)),
+        *("--out", str(workdir / "dubbed.mp4"), "--steps", "2"),
+    ]
+    console.print("[bold]4. python -m justdubit_jax.dub", shlex.join(dub_arguments))
+    dub.main(dub.parse_arguments(dub_arguments))
+
+    before, after = losses(run)
+    with weights.safe_open(path, framework="numpy") as file:
+        tensors = len(file.keys())
+    console.print("[bold]Done[/] in", f"{time.perf_counter() - started:.0f} s")
+    console.print(f"  checkpoint    {checkpoint}\n  text encoder  {gemma}")
+    console.print(f"  data set      {dataset}: {SAMPLES} pairs; latents in {precomputed}")
+    console.print(f"  LoRA          {path}: {tensors} tensors, rank {run.lora.rank}")
+    console.print(f"  run           {run_dir}: state/ to continue from, samples/, metrics.jsonl")
+    console.print(f"  dubbed        {workdir / 'dubbed.mp4'}: the reference clip, with that LoRA")
+    console.print(
+        f"  loss          {before['loss']:.4f} before, {after['loss']:.4f} after {run.steps} steps "
+        f"(mean at sigmas {', '.join(map(str, evaluate.SIGMAS))} with fixed noise)"
+    )
+
+
+def losses(run: settings.Settings) -> list[dict[str, float]]:
+    """The fixed loss with the untrained and with the trained adapters."""
+    source = weights.open_checkpoint(run.model_path)
+    model, _ = lora.adapted_model(source.config, run.lora)
+    model = weights.load(source, keys.TRANSFORMER, model, run.dtype, scheme=run.quantization)
+    graphdef, shapes, frozen = lora.split(model)
+    with contextlib.closing(Checkpoints(run.output_dir / "state")) as checkpoints:
+        trained = checkpoints.adapters(run.steps)
+    untrained = lora.init(shapes, jax.random.key(run.seed))
+    buckets, _ = train.read_data(run)
+    fixed = evaluate.FixedLoss(run, graphdef, "own", sharding.make_mesh(1, 1))
+    return [fixed.mean(adapters, frozen, buckets) for adapters in (untrained, trained)]
+
+
+def remove_made(workdir: Path) -> None:
+    """Remove what an earlier run made, then the folders that this leaves empty."""
+    folders: set[Path] = set()
+    for pattern in _MADE:
+        base = workdir / pattern.removesuffix("/**")
+        if pattern.endswith("/**"):
+            shutil.rmtree(base, ignore_errors=True)
+        else:
+            for path in workdir.glob(pattern):
+                path.unlink()
+        folders |= {workdir / parent for parent in Path(pattern).parents}
+    for folder in sorted(folders, key=lambda path: -len(path.parts)):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _command() -> None:
+    parser = cli.Parser(prog="python -m justdubit_jax.demo", description="The demo.")
+    parser.add_argument("--workdir", type=Path, default=Path("outputs/demo"))
+    main(parser.parse_args().workdir)
+
+
+if __name__ == "__main__":
+    cli.exiting(_command)

@@ -1,0 +1,57 @@
+"""Prompts to contexts, encoded once: the text encoder is gone before anything else is loaded.
+
+Contexts are cached on disk under a hash of the prompt, the encoder and the checkpoint, so that a
+second start does not load the encoder at all. Of several processes, which share that folder, the
+first encodes and the others read.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from safetensors import safe_open
+
+from justdubit_jax.data import samples as data
+from justdubit_jax.files import save_safetensors
+from justdubit_jax.latents import text as codec
+from justdubit_jax.weights.load import Checkpoint
+
+
+def encode(
+    prompts: Sequence[str], checkpoint: Checkpoint, model_path: Path, gemma: Path, cache: Path
+) -> dict[str, codec.Contexts]:
+    """(video context, audio context) of each prompt, from the cache or the text encoder."""
+    stamp = f"{_stamp(model_path)} {_stamp(gemma)} {np.dtype(codec.default_dtype())}"
+    files = {p: cache / f"{_hash(stamp, p)}.safetensors" for p in dict.fromkeys(prompts)}
+    missing = [prompt for prompt, file in files.items() if not file.exists()]
+    if missing and jax.process_index() == 0:
+        encoder = codec.text_encoder(checkpoint, gemma, codec.default_dtype())
+        for prompt in missing:
+            tensors = dict(zip(data.TENSORS["conditions"], encoder([prompt])[0], strict=True))
+            save_safetensors(files[prompt], tensors, {"prompt": prompt})
+        del encoder
+    # The others wait here. Their copies of the encoder may have other times, and so other hashes.
+    hashes = np.array([list(file.stem.encode()) for file in files.values()], np.uint8)
+    hashes = multihost_utils.broadcast_one_to_all(hashes).astype(np.uint8)
+    names = [f"{row.tobytes().decode()}.safetensors" for row in hashes]
+    return {prompt: _read(cache / name) for prompt, name in zip(files, names, strict=True)}
+
+
+def _read(path: Path) -> codec.Contexts:
+    with safe_open(path, framework="numpy") as file:
+        video, audio = (file.get_tensor(name) for name in data.TENSORS["conditions"])
+    return video, audio
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _stamp(path: Path) -> str:
+    """Names, sizes and times of the files: hashing 67 GB would take longer than encoding."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return f"{path.resolve()} {stats}"

@@ -1,0 +1,250 @@
+"""LoRA adapters: where they go, how they start, and their safetensors file.
+
+The file is the torch trainer's (ComfyUI form): `diffusion_model.<module>.lora_A.weight` [r, in]
+and `lora_B.weight` [out, r], with one tensor per block although ours are stacked.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+
+from justdubit_jax.errors import InputError
+from justdubit_jax.files import save_safetensors
+from justdubit_jax.models.layers import Linear, LoRA
+from justdubit_jax.models.transformer import Transformer, TransformerConfig
+from justdubit_jax.weights.keys import TRANSFORMER
+
+FILE_PREFIX = "diffusion_model."
+_MODEL_PREFIX = "model.diffusion_model."
+
+# A and B of every adapted linear by parameter path ("blocks.video.attn1.to_q.lora.A"): arrays, or
+# their shapes, or gradients.
+Adapters = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """Rank and scale (alpha / rank) of the adapters, and the modules that get one."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    target_modules: tuple[str, ...]
+
+
+def attach(model: nnx.Module, config: LoRAConfig) -> dict[str, list[str]]:
+    """Give every targeted Linear of a Transformer its adapter; returns target -> module names.
+
+    A target matches as in PEFT, on the reference's module names: `name == t or
+    name.endswith("." + t)`. Call it under nnx.eval_shape and fill the result with `init` or
+    `read_file`. Raises InputError if a target matches nothing, or only some of the blocks.
+    """
+    matched: dict[str, list[str]] = {target: [] for target in config.target_modules}
+    for path, linear in _linears(model):
+        names = _module_names(path, linear)
+        for target, names_of_target in matched.items():
+            hits = [n for n in names if n == target or n.endswith("." + target)]
+            if 0 < len(hits) < len(names):
+                raise InputError(
+                    f"lora.target_modules: {target!r} matches {hits[0]} but not {names[-1]}; "
+                    "a target must match the same module in all blocks"
+                )
+            names_of_target += hits
+            if hits and linear.lora is None:
+                *stack, d_out, d_in = linear.weight.shape
+                a = jnp.zeros((*stack, config.rank, d_in))
+                b = jnp.zeros((*stack, d_out, config.rank))
+                linear.lora = LoRA(a, b, config.alpha / config.rank, config.dropout)
+    for target, names in matched.items():
+        if not names:
+            raise InputError(f"lora.target_modules: {target!r} matches no module")
+    return matched
+
+
+def adapted_model(
+    config: Mapping[str, Any], adapter: LoRAConfig
+) -> tuple[Transformer, dict[str, list[str]]]:
+    """An abstract transformer with its adapters, and which modules each target matched."""
+    transformer_config = TransformerConfig.from_metadata(dict(config))
+    matched: dict[str, list[str]] = {}
+
+    def build() -> Transformer:
+        model = Transformer(transformer_config)
+        matched.update(attach(model, adapter))
+        return model
+
+    return nnx.eval_shape(build), matched
+
+
+def init(shapes: Mapping[str, Any], key: jax.Array) -> Adapters:
+    """PEFT's start: A uniform in ±1/sqrt(in), B zero, so the adapted model equals the base."""
+    adapters = {}
+    for i, (path, leaf) in enumerate(sorted(shapes.items())):
+        if path.endswith(".A"):
+            bound = 1 / np.sqrt(leaf.shape[-1])
+            leaf_key = jax.random.fold_in(key, i)
+            adapters[path] = jax.random.uniform(leaf_key, leaf.shape, jnp.float32, -bound, bound)
+        else:
+            adapters[path] = jnp.zeros(leaf.shape, jnp.float32)
+    return adapters
+
+
+def config_of(path: Path) -> LoRAConfig:
+    """Rank, alpha and modules of a LoRA file, to `attach` before `read_file`.
+
+    Alpha is the file's metadata's, else the rank. Raises InputError if the file is no LoRA of this
+    kind, or has adapters of several ranks.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a readable LoRA file: {error}") from None
+    suffix = ".lora_A.weight"
+    downs = {key: shape[0] for key, shape in shapes.items() if key.endswith(suffix)}
+    if not downs or not all(key.startswith(FILE_PREFIX) for key in downs):
+        raise InputError(f"{path}: no {FILE_PREFIX}*{suffix}; expected a LoRA in ComfyUI form")
+    ranks = sorted(set(downs.values()))
+    if len(ranks) > 1:
+        raise InputError(f"{path}: adapters of ranks {', '.join(map(str, ranks))}; expected one")
+    modules = {key.removeprefix(FILE_PREFIX).removesuffix(suffix) for key in downs}
+    targets = {re.sub(r"^transformer_blocks\.\d+\.", "", module) for module in modules}
+    alpha = float(metadata.get("alpha", ranks[0]))
+    return LoRAConfig(ranks[0], alpha, 0.0, tuple(sorted(targets)))
+
+
+def names(path: str, shape: Sequence[int]) -> list[str]:
+    """The reference's module name and leaf of every block in a stacked adapter leaf.
+
+    "blocks.video.attn1.to_q.lora.A" -> ["transformer_blocks.0.attn1.to_q.lora_A", ...].
+    """
+    module, _, leaf = path.rpartition(".lora.")
+    layers = range(shape[0]) if TRANSFORMER.is_stacked(f"{module}.weight") else [None]
+    return [f"{_module_name(module, layer)}.lora_{leaf}" for layer in layers]
+
+
+def file_tensors(adapters: Mapping[str, Any]) -> dict[str, Any]:
+    """Adapters (arrays or shapes) as the tensors of a LoRA file, one per block."""
+    tensors = {}
+    for path, leaf in adapters.items():
+        leaf_names = [f"{FILE_PREFIX}{name}.weight" for name in names(path, leaf.shape)]
+        stacked = TRANSFORMER.is_stacked(f"{path.rpartition('.lora.')[0]}.weight")
+        for i, name in enumerate(leaf_names):
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                shape = leaf.shape[1:] if stacked else leaf.shape
+                tensors[name] = jax.ShapeDtypeStruct(shape, leaf.dtype)
+            else:
+                tensors[name] = leaf[i] if stacked else leaf
+    return dict(sorted(tensors.items()))
+
+
+def export_path(output_dir: Path, step: int, mean: bool = False) -> Path:
+    """OUTPUT/checkpoints/lora_weights_step_00250.safetensors, as the torch trainer names it.
+
+    The running mean's file ends with _ema.safetensors.
+    """
+    name = f"lora_weights_step_{step:05d}{'_ema' if mean else ''}.safetensors"
+    return output_dir / "checkpoints" / name
+
+
+def step_of(path: Path) -> int:
+    """The step of a file that `export_path` named."""
+    return int(path.stem.removesuffix("_ema").rpartition("_")[2])
+
+
+def write_file(path: Path, adapters: Adapters, dtype: Any, metadata: Mapping[str, str]) -> None:
+    """Write adapters as a LoRA file, atomically. Raises InputError if one is not finite."""
+    tensors = file_tensors({name: np.asarray(leaf) for name, leaf in adapters.items()})
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise InputError(f"{path}: not written: {name} is not finite")
+    save_safetensors(path, {n: t.astype(dtype) for n, t in tensors.items()}, metadata)
+
+
+def read_file(path: Path, shapes: Mapping[str, Any]) -> Adapters:
+    """Read a LoRA file into float32 adapters of the given shapes.
+
+    Raises InputError if the file is not a LoRA of exactly these modules, rank and shapes.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a readable LoRA file: {error}") from None
+    wanted = file_tensors(shapes)
+    missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing or unexpected:
+        first = ", ".join((missing + unexpected)[:2])
+        raise InputError(
+            f"{path}: {len(missing)} missing and {len(unexpected)} unexpected tensors for "
+            f"lora.target_modules of this run ({first}, …)"
+        )
+    for key, leaf in wanted.items():
+        if found[key].shape != leaf.shape:
+            got, want = list(found[key].shape), list(leaf.shape)
+            raise InputError(f"{path}: {key} is {got}, expected {want} (lora.rank of this run)")
+        if not np.isfinite(found[key].astype(np.float32)).all():
+            raise InputError(f"{path}: {key} is not finite")
+    adapters = {}
+    for our_path, leaf in shapes.items():
+        leaf_names = [f"{FILE_PREFIX}{name}.weight" for name in names(our_path, leaf.shape)]
+        blocks = np.stack([found[name].astype(np.float32) for name in leaf_names])
+        adapters[our_path] = jnp.asarray(blocks.reshape(leaf.shape))
+    return adapters
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, Adapters, Any]:
+    """A model as (structure, adapters by path, the rest as pure arrays), for `merge`."""
+    graphdef, adapters, rest = nnx.split(model, nnx.LoRAParam, ...)
+    flat = nnx.to_flat_state(nnx.as_pure(adapters))
+    return graphdef, {".".join(map(str, path)): leaf for path, leaf in flat}, nnx.as_pure(rest)
+
+
+def merge(graphdef: nnx.GraphDef, adapters: Adapters, rest: Any) -> nnx.Module:
+    """The inverse of `split`; runs inside jit and under gradients."""
+    flat = [
+        (tuple(int(p) if p.isdigit() else p for p in path.split(".")), leaf)
+        for path, leaf in adapters.items()
+    ]
+    return nnx.merge(graphdef, nnx.from_flat_state(flat), rest)
+
+
+def seed_all(model: Any, key: jax.Array) -> Callable[[nnx.Module, Any], None]:
+    """Seed a Transformer's dropout outside the blocks; returns its `prepare_block`, for inside."""
+    outside, inside = jax.random.split(key)
+    seed_dropout(model.video, jax.random.fold_in(outside, 0))
+    seed_dropout(model.audio, jax.random.fold_in(outside, 1))
+    return lambda block, index: seed_dropout(block, jax.random.fold_in(inside, index))
+
+
+def seed_dropout(block: nnx.Module, key: jax.Array) -> None:
+    """Give every adapter of a (transient) block its own dropout key."""
+    for i, (_, linear) in enumerate(_linears(block)):
+        if linear.lora is not None:
+            linear.lora.dropout_key = jax.random.fold_in(key, i)
+
+
+def _linears(model: nnx.Module) -> Iterator[tuple[str, Linear]]:
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, Linear):
+            yield ".".join(map(str, path)), module
+
+
+def _module_names(path: str, linear: Linear) -> list[str]:
+    if not TRANSFORMER.is_stacked(f"{path}.weight"):
+        return [_module_name(path, None)]
+    return [_module_name(path, layer) for layer in range(linear.weight.shape[0])]
+
+
+def _module_name(path: str, layer: int | None) -> str:
+    key = TRANSFORMER.key(f"{path}.weight", layer)
+    return key.removeprefix(_MODEL_PREFIX).removesuffix(".weight")

@@ -1,0 +1,138 @@
+"""What a run writes down of itself: metrics.jsonl, TensorBoard (and W&B), the progress display."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from justdubit_jax.devices import processes as distributed
+from justdubit_jax.files import replacing
+from justdubit_jax.runs import display as report
+from justdubit_jax.training.settings import Settings
+
+_NAMES = ("loss", "loss_video", "loss_audio", "grad_norm")
+
+
+def open_logs(run: Settings, resume_step: int, text: str) -> list[Any]:
+    """TensorBoard event files, and W&B where it is on; `text` is the configuration.
+
+    Only the first process logs.
+    """
+    if not distributed.is_first():
+        return []
+    logs: list[Any] = [report.EventLog(run.output_dir / "tensorboard", resume_step)]
+    if run.wandb is not None:
+        options = {"config": {"config": text}, "name": run.output_dir.name}
+        logs.append(report.WandbLog(run.output_dir / "wandb", **run.wandb, **options))
+    for log in logs:
+        log.text(resume_step, "config", "\n".join(f"    {line}" for line in text.splitlines()))
+    return logs
+
+
+class NotFinite(Exception):
+    """The loss or the gradient was not finite for too many steps in a row."""
+
+
+class Metrics:
+    """One JSON line a step; the same in the logs and the display.
+
+    Values of step n are read when step n + 1 is under way, so the host never waits for the
+    device. Lines beyond the step that a run continues from are dropped. `peak` is the devices'
+    peak in FLOP/s, None where unknown.
+    """
+
+    def __init__(
+        self,
+        run: Settings,
+        step: int,
+        rates: Mapping[str, Callable[[int], Any]],
+        display: report.Display,
+        logs: Sequence[Any],
+        peak: float | None,
+    ):
+        self._path = run.output_dir / "metrics.jsonl"
+        self._rates, self._display, self._logs, self._peak = rates, display, logs, peak
+        self._records = [r for r in read_records(self._path) if r["step"] <= step]
+        self._file = None
+        if distributed.is_first():
+            with replacing(self._path) as temporary:
+                temporary.write_text("".join(json.dumps(r) + "\n" for r in self._records))
+            self._file = self._path.open("a")
+        self._pending: tuple[int, Any, Sequence[str], float] | None = None
+        self._clock = time.perf_counter()
+        self._spoilt: list[str] = []  # the steps in a row that were not finite, and their files
+
+    def add(self, step: int, values: Any, files: Sequence[str], flops: float) -> None:
+        """Take the values of a step that is under way, and write the one before.
+
+        `files` are its samples on this process, `flops` what the model needs for it. Raises
+        NotFinite at the third step in a row that could not be applied.
+        """
+        self.flush()
+        self._pending = step, values, files, flops
+
+    def flush(self) -> None:
+        """Write the step that is waiting, if any."""
+        if self._pending is None:
+            return
+        step, values, files, flops = self._pending
+        self._pending = None
+        found = {name: float(values[name]) for name in _NAMES}
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        record: dict[str, Any] = {"step": step, **found, "seconds": seconds}
+        record["tflops"] = flops / seconds / 1e12
+        if self._peak is not None:
+            record["mfu"] = flops / seconds / self._peak
+        record["learning_rate"] = {k: float(rate(step - 1)) for k, rate in self._rates.items()}
+        # JSON has no NaN.
+        line = {k: None if k in found and not math.isfinite(v) else v for k, v in record.items()}
+        if self._file is not None:
+            print(json.dumps(line), file=self._file, flush=True)
+        self._records.append(line)
+        for log in self._logs:
+            log.scalars(step, {k: v for k, v in record.items() if k != "step"})
+        self._display.train(record)
+        self._watch(step, found, files)
+
+    def _watch(self, step: int, found: Mapping[str, float], files: Sequence[str]) -> None:
+        if all(map(math.isfinite, found.values())):
+            self._spoilt.clear()
+            return
+        self._spoilt.append(f"step {step}: {', '.join(files)}")
+        self._display.log(f"loss or gradient not finite, step not applied: {self._spoilt[-1]}")
+        if len(self._spoilt) == 3:
+            raise NotFinite("; ".join(self._spoilt))
+
+    @contextlib.contextmanager
+    def pause(self):
+        """Write what is waiting; what happens inside counts for no step's seconds."""
+        self.flush()
+        yield
+        self._clock = time.perf_counter()
+
+    def curve(self) -> None:
+        """Draw the losses so far beside the samples."""
+        if self._records and self._file is not None:
+            report.loss_curve_png(self._path.parent / "samples" / "loss.png", self._records)
+
+    def close(self) -> None:
+        self.flush()
+        if self._file is not None:
+            self._file.close()
+        for log in self._logs:
+            log.close()
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file; a last one that a kill cut off does not count."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records

@@ -1,0 +1,215 @@
+"""Training state on disk: Orbax steps that are there whole or not at all.
+
+OUTPUT/state/<step>/ holds `adapters`, `moments` (the optimizer's state and the step) and, where it
+is kept, `mean` (of the adapters) as trees, and `meta` as JSON: the data position, the
+configuration's fingerprint and what an export needs to know.
+"""
+
+import contextlib
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+from justdubit_jax.devices import processes as distributed
+from justdubit_jax.errors import InputError
+from justdubit_jax.lora.adapters import Adapters
+
+_REMOVED = ".removed-"  # a step that is on its way out
+
+
+def _is_after_a_failure(error: BaseException | None) -> bool:
+    """Whether it is what the threads of a failed save say when the first has failed."""
+    said = "Event loop is closed", "cannot schedule new futures after shutdown"
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in said)
+
+
+def _fail_quietly() -> Callable[[], None]:
+    """A failed save is raised, and from now on its threads do not print it as well.
+
+    Returns what takes this back.
+    """
+    hooks = sys.excepthook, sys.unraisablehook
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+
+    def uncaught(kind: Any, error: BaseException, trace: Any) -> None:
+        if not _is_after_a_failure(error):
+            hooks[0](kind, error, trace)
+
+    def unraisable(report: Any) -> None:
+        if not _is_after_a_failure(report.exc_value):
+            hooks[1](report)
+
+    sys.excepthook, sys.unraisablehook = uncaught, unraisable
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+
+    def take_back() -> None:
+        sys.excepthook, sys.unraisablehook = hooks
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+    return take_back
+
+
+class State(NamedTuple):
+    """What a step changes. `step` counts the steps made; `mean` is the adapters' running mean."""
+
+    adapters: Adapters
+    moments: Any
+    step: jax.Array
+    mean: Adapters | None = None
+
+
+def _bytes(state: State) -> int:
+    """What this process writes of a state."""
+    shards = (s.data for x in jax.tree.leaves(state) for s in x.addressable_shards)
+    return sum(shard.nbytes for shard in shards)
+
+
+class Checkpoints:
+    """The Orbax steps of a run; a save runs in the background until the next, `wait` or `close`."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder.absolute()
+        if distributed.is_first():
+            for path in self._folder.glob(f"{_REMOVED}*"):
+                shutil.rmtree(path)
+        self._speak_again = _fail_quietly()
+        tree = ocp.StandardCheckpointHandler
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            item_handlers={
+                **{name: tree() for name in ("adapters", "moments", "mean")},
+                "meta": ocp.JsonCheckpointHandler(),
+            },
+            options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        """Complete steps, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: State, meta: Mapping[str, Any]) -> None:
+        """Save a step, unless it is there; `meta` must be JSON-able.
+
+        Raises InputError if it or the one before cannot be written; what was complete stays so.
+        """
+        self.wait()
+        step = int(state.step)
+        if step in self.steps:
+            return
+        needed, free = _bytes(state), shutil.disk_usage(self._folder).free
+        if needed > free:
+            raise self._failed(
+                OSError(f"it takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free")
+            )
+        items = {
+            "adapters": ocp.args.StandardSave(state.adapters),
+            "moments": ocp.args.StandardSave({"moments": state.moments, "step": state.step}),
+            "meta": ocp.args.JsonSave(dict(meta)),
+        }
+        if state.mean is not None:
+            items["mean"] = ocp.args.StandardSave(state.mean)
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        except Exception as error:
+            raise self._failed(error) from None
+
+    def restore(self, step: int, like: State) -> State:
+        """The state of a step, with the shapes, dtypes and shardings of `like` (may be abstract).
+
+        Raises InputError if the step is damaged.
+        """
+        items = {
+            "adapters": ocp.args.StandardRestore(like.adapters),
+            "moments": ocp.args.StandardRestore({"moments": like.moments, "step": like.step}),
+        }
+        if like.mean is not None:
+            items["mean"] = ocp.args.StandardRestore(like.mean)
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:
+            raise InputError(
+                f"{self._folder / str(step)}: not restored: {error}; "
+                "remove it to continue from the step before"
+            ) from None
+        moments = restored["moments"]
+        return State(
+            restored["adapters"], moments["moments"], moments["step"], restored.get("mean")
+        )
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """A step's meta record."""
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args)["meta"]
+
+    def adapters(self, step: int, mean: bool = False) -> Adapters:
+        """A step's adapters alone, or their mean, on this machine's first device."""
+        if step not in self.steps:
+            known = ", ".join(map(str, self.steps)) or "none"
+            raise InputError(f"{self._folder}: no step {step}; complete steps: {known}")
+        name = "mean" if mean else "adapters"
+        shapes = self._manager.item_metadata(step)[name]
+        if shapes is None:
+            raise InputError(f"{self._folder / str(step)}: no {name}; optimization.ema_decay was 0")
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = jax.tree.map(
+            lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place), dict(shapes)
+        )
+        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(like)})
+        return self._manager.restore(step, args=args)[name]
+
+    def keep_only(self, steps: Collection[int]) -> None:
+        """Remove the other complete steps: renamed first, so that none is ever there by half."""
+        self.wait()
+        removed = [step for step in self.steps if step not in steps]
+        if distributed.is_first():
+            for step in removed:
+                moved = self._folder / f"{_REMOVED}{step}"
+                (self._folder / str(step)).rename(moved)
+                shutil.rmtree(moved)
+        if removed:
+            distributed.wait_for_all("old steps are removed")
+            self._manager.reload()
+
+    def wait(self) -> None:
+        """Until the last save is complete; raises InputError if it failed."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from None
+
+    def close(self) -> None:
+        self._manager.close()
+        self._speak_again()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close; on the way out of an error, what a save has to say is left unsaid."""
+        if kind is None:
+            self.wait()
+        else:
+            self._stay_quiet()
+            with contextlib.suppress(InputError):
+                self.wait()
+        self.close()
+
+    def _stay_quiet(self) -> None:
+        """Other threads of a save may fail until the process ends."""
+        self._speak_again = lambda: None
+
+    def _failed(self, error: Exception) -> InputError:
+        self._stay_quiet()
+        kept = ", ".join(map(str, self.steps)) or "none"
+        reason = str(error).strip().splitlines()[0]
+        return InputError(f"{self._folder}: a step was not saved: {reason}; complete steps: {kept}")
