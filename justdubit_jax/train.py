@@ -30,7 +30,7 @@ from justdubit_jax.devices import processes as distributed
 from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.models.layers import attention
+from justdubit_jax.models.attention import attention
 from justdubit_jax.planning import memory as plan
 from justdubit_jax.planning.stand_in import flash_stand_in
 from justdubit_jax.runs import display as report

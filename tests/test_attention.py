@@ -7,8 +7,12 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from justdubit_jax.devices import sharding
-from justdubit_jax.models import layers
-from justdubit_jax.models.layers import at_even_lengths, attention, xla_attention
+from justdubit_jax.models.attention import (
+    _cudnn_attention,
+    at_even_lengths,
+    attention,
+    xla_attention,
+)
 
 
 def operands(tokens, keys, batch=2):
@@ -64,7 +68,7 @@ def test_the_gradient_passes_jaxs_checks_of_cudnn(like_a_gpu, tokens, keys):
         return jax.grad(lambda q, k, v: attend(q, k, v).sum(dtype=jnp.float32), argnums=(0, 1, 2))
 
     with pytest.raises(NotImplementedError, match="Unsupported sequence length"):
-        unpadded = lambda q, k, v: layers._cudnn_attention(q, k, v, None)  # noqa: E731
+        unpadded = lambda q, k, v: _cudnn_attention(q, k, v, None)  # noqa: E731
         jax.eval_shape(loss(unpadded), q, k, k)
     text = str(jax.make_jaxpr(loss(attention))(q, k, k))
     assert "dot_product_attention_fwd" in text and "dot_product_attention_bwd" in text

@@ -2,7 +2,7 @@
 
 import pytest
 
-from justdubit_jax.models.transformer import TransformerConfig
+from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.planning.flops import TokenCounts, peak_flops, step_flops
 
 # LTX-2 19B at 640x352x121, 25 fps: 3520 video and 121 audio tokens, as many reference ones.

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.layers import Linear
-from justdubit_jax.models.transformer import Transformer, TransformerConfig
+from justdubit_jax.models.transformer import Transformer
+from justdubit_jax.models.transformer_config import TransformerConfig
 
 TARGETS = ("to_k", "to_q", "to_v", "to_out.0", "net.0.proj", "net.2")
 CONFIG = TransformerConfig.from_metadata(golden_checkpoint("transformer_19b").config)

@@ -13,8 +13,9 @@ from reference import FOLDER, error, golden_checkpoint, load_golden
 from safetensors.numpy import save_file
 
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.models.layers import Execution
-from justdubit_jax.models.transformer import Transformer, TransformerConfig
+from justdubit_jax.models.attention import Execution
+from justdubit_jax.models.transformer import Transformer
+from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.training import objective
 from justdubit_jax.training import optimizer as optim
 from justdubit_jax.training.schedules import Schedule

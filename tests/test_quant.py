@@ -17,8 +17,10 @@ from justdubit_jax import train
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models import quant
-from justdubit_jax.models.layers import Execution, Frozen, Linear
-from justdubit_jax.models.transformer import Modality, Transformer, TransformerConfig
+from justdubit_jax.models.attention import Execution
+from justdubit_jax.models.layers import Frozen, Linear
+from justdubit_jax.models.transformer import Modality, Transformer
+from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.training import objective, settings
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights

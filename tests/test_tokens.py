@@ -4,7 +4,7 @@ import pytest
 from reference import load_golden
 
 from justdubit_jax.models import tokens
-from justdubit_jax.models.layers import frequency_grid, rotary_table
+from justdubit_jax.models.attention import frequency_grid, rotary_table
 from justdubit_jax.training.objective import shifted_logit_normal
 
 GOLDEN, META = load_golden("tokens")

@@ -8,14 +8,10 @@ from flax import nnx
 from reference import error, golden_checkpoint, load_golden
 
 from justdubit_jax.errors import InputError
-from justdubit_jax.models.layers import Attention, Execution
-from justdubit_jax.models.transformer import (
-    Modality,
-    Skip,
-    Transformer,
-    TransformerConfig,
-    cross_attention,
-)
+from justdubit_jax.models.attention import Attention, Execution
+from justdubit_jax.models.block import Skip, cross_attention
+from justdubit_jax.models.transformer import Modality, Transformer
+from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
 

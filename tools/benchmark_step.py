@@ -19,7 +19,7 @@ from benchmark_size import REPO, Size
 from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.models.transformer import TransformerConfig
+from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.planning import flops
 from justdubit_jax.training import optimizer as optim
 from justdubit_jax.training import step

@@ -34,7 +34,7 @@ from justdubit_jax.errors import InputError
 from justdubit_jax.files import save_safetensors
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models import mel, tokens
-from justdubit_jax.models.layers import frequency_grid, rotary_table
+from justdubit_jax.models.attention import frequency_grid, rotary_table
 from justdubit_jax.models.transformer import Modality, Transformer
 from justdubit_jax.training import objective
 from justdubit_jax.training import optimizer as optim

@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.models.transformer import Modality, Transformer, TransformerConfig
+from justdubit_jax.models.transformer import Modality, Transformer
+from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
 

@@ -10,7 +10,7 @@ from flax import nnx
 from parity_golden import Golden, Tensors, load_transformer, references
 
 from justdubit_jax.errors import InputError
-from justdubit_jax.models.transformer import Skip
+from justdubit_jax.models.block import Skip
 from justdubit_jax.sampling import loop as denoise
 from justdubit_jax.sampling.loop import Conditioned, Guidance, Settings
 

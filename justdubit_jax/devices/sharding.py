@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from justdubit_jax.errors import InputError
-from justdubit_jax.models.layers import Attend, Execution, Remat, attention
+from justdubit_jax.models.attention import Attend, Execution, Remat, attention
 
 # Arrays below this stay whole on every device: gathering them costs more than they save.
 _SMALLEST_SHARDED = 2**18

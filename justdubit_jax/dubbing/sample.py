@@ -20,7 +20,7 @@ from justdubit_jax.latents import text as codec
 from justdubit_jax.latents.tiling import DEFAULT_TILING
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models import tokens
-from justdubit_jax.models.transformer import TransformerConfig
+from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.sampling import loop as denoise
 from justdubit_jax.sampling.loop import Conditioned
 from justdubit_jax.weights.load import Checkpoint

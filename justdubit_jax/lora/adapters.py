@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from justdubit_jax.errors import InputError
 from justdubit_jax.files import save_safetensors
 from justdubit_jax.models.layers import Linear, LoRA
-from justdubit_jax.models.transformer import Transformer, TransformerConfig
+from justdubit_jax.models.transformer import Transformer
+from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.weights.keys import TRANSFORMER
 
 FILE_PREFIX = "diffusion_model."

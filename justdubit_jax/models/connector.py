@@ -16,15 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from justdubit_jax.errors import InputError
-from justdubit_jax.models.layers import (
-    Attention,
-    FeedForward,
-    Frozen,
-    Linear,
-    frequency_grid,
-    rms_norm,
-    rotary_table,
-)
+from justdubit_jax.models.attention import Attention, frequency_grid, rotary_table
+from justdubit_jax.models.layers import FeedForward, Frozen, Linear, rms_norm
 
 # The reference has both hard-wired; it reads neither from the checkpoint's configuration.
 REGISTERS = 128

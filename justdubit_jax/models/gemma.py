@@ -18,7 +18,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from justdubit_jax.errors import InputError
-from justdubit_jax.models.layers import Frozen, Linear, apply_rotary, rms_norm
+from justdubit_jax.models.attention import apply_rotary
+from justdubit_jax.models.layers import Frozen, Linear, rms_norm
 
 Rotary = tuple[Float[Array, "1 t 1 k"], Float[Array, "1 t 1 k"]]
 

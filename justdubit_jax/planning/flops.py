@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from justdubit_jax.models.transformer import StreamConfig, TransformerConfig
+from justdubit_jax.models.transformer_config import StreamConfig, TransformerConfig
 
 # Flash attention computes the scores again before its four gradient products.
 _ATTENTION_BACKWARD = 2.5

@@ -19,7 +19,7 @@ from justdubit_jax.errors import InputError
 from justdubit_jax.latents import text as codec
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models import tokens
-from justdubit_jax.models.transformer import TransformerConfig
+from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.planning import flops
 from justdubit_jax.planning.flops import StepFlops, TokenCounts
 from justdubit_jax.planning.stand_in import flash_stand_in

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from justdubit_jax.models.layers import ATTENTION
+from justdubit_jax.models.attention import ATTENTION
 
 
 def flash_stand_in(q: Array, k: Array, v: Array, kv_len: Array | None = None) -> Array:

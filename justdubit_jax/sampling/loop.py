@@ -18,8 +18,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from justdubit_jax.errors import InputError
-from justdubit_jax.models.layers import ONE_DEVICE, Execution
-from justdubit_jax.models.transformer import CrossTimestep, Modality, Skip
+from justdubit_jax.models.attention import ONE_DEVICE, Execution
+from justdubit_jax.models.block import Skip
+from justdubit_jax.models.transformer import Modality
+from justdubit_jax.models.transformer_config import CrossTimestep
 
 DEFAULT_TOKENS = 4096  # the schedule's length where none is given
 TERMINAL = 0.1  # the last sigma before 0

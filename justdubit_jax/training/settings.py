@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from justdubit_jax.clips.read import exact_fps
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora.adapters import LoRAConfig
-from justdubit_jax.models.layers import Remat
+from justdubit_jax.models.attention import Remat
 from justdubit_jax.models.quant import SCHEMES, Scheme
 from justdubit_jax.models.tokens import FRAMES_PER_LATENT, PIXELS_PER_LATENT
 from justdubit_jax.sampling import loop as denoise

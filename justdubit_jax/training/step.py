@@ -14,8 +14,9 @@ import optax
 from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.models.layers import Attend, Execution, attention
-from justdubit_jax.models.transformer import CrossTimestep, Transformer, TransformerConfig
+from justdubit_jax.models.attention import Attend, Execution, attention
+from justdubit_jax.models.transformer import Transformer
+from justdubit_jax.models.transformer_config import CrossTimestep, TransformerConfig
 from justdubit_jax.runs.state import State
 from justdubit_jax.training import objective
 from justdubit_jax.training import optimizer as optim

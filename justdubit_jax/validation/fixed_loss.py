@@ -14,7 +14,7 @@ from justdubit_jax.data import samples as data
 from justdubit_jax.data.samples import Bucket, Sample
 from justdubit_jax.devices import sharding
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.models.transformer import CrossTimestep
+from justdubit_jax.models.transformer_config import CrossTimestep
 from justdubit_jax.training import objective
 from justdubit_jax.training.settings import Settings
 

@@ -29,7 +29,7 @@ from justdubit_jax.files import replacing
 from justdubit_jax.latents import text as codec
 from justdubit_jax.latents import text_cache as prompts
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.models.transformer import CrossTimestep, TransformerConfig
+from justdubit_jax.models.transformer_config import CrossTimestep, TransformerConfig
 from justdubit_jax.runs import display as report
 from justdubit_jax.runs.metrics import Metrics
 from justdubit_jax.sampling import loop as denoise

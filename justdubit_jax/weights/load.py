@@ -28,7 +28,8 @@ from justdubit_jax.models.connector import ConnectorConfig, Connectors
 from justdubit_jax.models.gemma import Gemma, GemmaConfig
 from justdubit_jax.models.layers import Frozen
 from justdubit_jax.models.quant import Scheme
-from justdubit_jax.models.transformer import Transformer, TransformerConfig
+from justdubit_jax.models.transformer import Transformer
+from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.models.video_vae import (
     VideoDecoder,
     VideoDecoderConfig,

@@ -1,0 +1,174 @@
+"""One block of the transformer: two streams, and the attention between them.
+
+A token's timestep is either 0 (reference and conditioned tokens: "clean") or its sample's sigma, so
+modulations come for these two values and are selected per token. Isolation of the reference tokens
+in the audio-video attention is slicing: target queries attend to target keys, and the output of a
+reference query is zero before `to_out`, whose bias remains.
+
+Source of the formulas: Lightricks/LTX-2 packages/ltx-core/src/ltx_core/model/transformer.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from justdubit_jax.models.attention import ONE_DEVICE, Attention, Execution
+from justdubit_jax.models.layers import FeedForward, Frozen, rms_norm
+from justdubit_jax.models.transformer_config import StreamConfig, TransformerConfig
+
+
+class Skip(NamedTuple):
+    """Attention that a guidance pass does without, by block and sample.
+
+    A skipped self-attention passes its values on; one between the modalities adds nothing.
+    """
+
+    video_self: Bool[Array, "l b"]
+    audio_self: Bool[Array, "l b"]
+    audio_to_video: Bool[Array, "l b"]
+    video_to_audio: Bool[Array, "l b"]
+
+
+class Conditioning(NamedTuple):
+    """What a block needs to know of one stream; axis 2 of the modulations is (clean, noisy)."""
+
+    clean: Bool[Array, "b t"]
+    modulation: Float[Array, "b 2 r d"]
+    cross_modulation: Float[Array, "b 2 5 d"]
+    rope: tuple[Array, Array]
+    cross_rope: tuple[Array, Array]
+    context: Float[Array, "b s d"]
+    context_len: Int[Array, " b"] | None
+
+    def select(self, values: Float[Array, "b 2 d"]) -> Float[Array, "b t d"]:
+        """Per token, the clean or the noisy value."""
+        return jnp.where(self.clean[..., None], values[:, :1], values[:, 1:])
+
+
+class Stream(nnx.Module):
+    """One modality's half of a block.
+
+    Rows of `scale_shift_table`: shift, scale, gate of the self-attention, then of the
+    feed-forward. Rows of `cross_scale_shift_table`: scale and shift for audio-to-video, scale and
+    shift for video-to-audio, then the gate of the direction in which this stream is the query.
+    """
+
+    def __init__(self, config: TransformerConfig, stream: StreamConfig):
+        dim, heads, eps = stream.dim, stream.heads, config.norm_eps
+        self.attn1 = Attention(dim, dim, heads, stream.head_dim, eps)
+        self.attn2 = Attention(dim, dim, heads, stream.head_dim, eps)
+        self.ff = FeedForward(dim)
+        self.scale_shift_table = Frozen(jnp.zeros((6, dim)))
+        self.cross_scale_shift_table = Frozen(jnp.zeros((5, dim)))
+        self.eps = eps
+
+    def attend(
+        self,
+        x: Float[Array, "b t d"],
+        cond: Conditioning,
+        values_only: Bool[Array, " b"] | None,
+        execution: Execution,
+    ) -> Float[Array, "b t d"]:
+        """Self-attention, then attention to the text."""
+        shift, scale, gate = self._rows(cond, slice(0, 3))
+        y = _modulate(rms_norm(x, self.eps), scale, shift)
+        update = self.attn1(
+            y, y, cond.rope, cond.rope, values_only=values_only, execution=execution
+        )
+        x = _add(x, gate, update)
+        # LTX-2.3 modulates this attention too (rows 6-8), and its context (prompt AdaLN).
+        y = rms_norm(x, self.eps)
+        return x + self.attn2(y, cond.context, context_len=cond.context_len, execution=execution)
+
+    def feed_forward(self, x: Float[Array, "b t d"], cond: Conditioning) -> Float[Array, "b t d"]:
+        shift, scale, gate = self._rows(cond, slice(3, 6))
+        return _add(x, gate, self.ff(_modulate(rms_norm(x, self.eps), scale, shift)))
+
+    def for_cross(
+        self, x: Float[Array, "b t d"], cond: Conditioning
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"], Float[Array, "b t d"]]:
+        """Normed x as modulated for audio-to-video and for video-to-audio, and the gate."""
+        rows = self.cross_scale_shift_table[...] + cond.cross_modulation
+        a2v_scale, a2v_shift, v2a_scale, v2a_shift, gate = (
+            cond.select(rows[:, :, i]) for i in range(5)
+        )
+        normed = rms_norm(x, self.eps)
+        a2v = _modulate(normed, a2v_scale, a2v_shift)
+        return a2v, _modulate(normed, v2a_scale, v2a_shift), gate
+
+    def _rows(self, cond: Conditioning, which: slice) -> list[Array]:
+        rows = self.scale_shift_table[which] + cond.modulation[:, :, which]
+        return [cond.select(rows[:, :, i]) for i in range(rows.shape[2])]
+
+
+def _modulate(x: Array, scale: Array, shift: Array) -> Array:
+    """x (1 + scale) + shift, where the modulation is float32 and x may be bfloat16."""
+    return (x * (1 + scale) + shift).astype(x.dtype)
+
+
+def _add(x: Array, gate: Array, update: Array) -> Array:
+    """The gated residual add, rounded once."""
+    return (x + gate * update).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """A video stream, an audio stream, and the attention between them."""
+
+    def __init__(self, config: TransformerConfig):
+        video, audio, eps = config.video, config.audio, config.norm_eps
+        self.video = Stream(config, video)
+        self.audio = Stream(config, audio)
+        self.audio_to_video = Attention(video.dim, audio.dim, audio.heads, audio.head_dim, eps)
+        self.video_to_audio = Attention(audio.dim, video.dim, audio.heads, audio.head_dim, eps)
+
+    def __call__(
+        self,
+        v: Float[Array, "b tv dv"],
+        a: Float[Array, "b ta da"],
+        v_cond: Conditioning,
+        a_cond: Conditioning,
+        isolated: tuple[int, int],
+        skip: Skip | None,
+        execution: Execution,
+    ) -> tuple[Float[Array, "b tv dv"], Float[Array, "b ta da"]]:
+        v = self.video.attend(v, v_cond, skip and skip.video_self, execution)
+        a = self.audio.attend(a, a_cond, skip and skip.audio_self, execution)
+        v_for_a2v, v_for_v2a, v_gate = self.video.for_cross(v, v_cond)
+        a_for_a2v, a_for_v2a, a_gate = self.audio.for_cross(a, a_cond)
+        v_side, a_side = (v_cond.cross_rope, isolated[0]), (a_cond.cross_rope, isolated[1])
+        a2v, v2a = self.audio_to_video, self.video_to_audio
+        to_v = cross_attention(a2v, v_for_a2v, a_for_a2v, v_side, a_side, execution)
+        to_a = cross_attention(v2a, a_for_v2a, v_for_v2a, a_side, v_side, execution)
+        if skip is not None:
+            to_v = jnp.where(skip.audio_to_video[:, None, None], 0, to_v)
+            to_a = jnp.where(skip.video_to_audio[:, None, None], 0, to_a)
+        v, a = _add(v, v_gate, to_v), _add(a, a_gate, to_a)
+        return self.video.feed_forward(v, v_cond), self.audio.feed_forward(a, a_cond)
+
+
+def cross_attention(
+    attn: Attention,
+    x: Float[Array, "b t d"],
+    context: Float[Array, "b s e"],
+    x_side: tuple[tuple[Array, Array], int],
+    context_side: tuple[tuple[Array, Array], int],
+    execution: Execution = ONE_DEVICE,
+) -> Float[Array, "b t d"]:
+    """Attention from x to the other modality; a side is (rotary table, isolated leading tokens).
+
+    An isolated query's attention output is zero, of which `to_out` leaves its bias.
+    """
+    (cos, sin), skip_x = x_side
+    (context_cos, context_sin), skip = context_side
+    out = attn(
+        x[:, skip_x:],
+        context[:, skip:],
+        (cos[:, skip_x:], sin[:, skip_x:]),
+        (context_cos[:, skip:], context_sin[:, skip:]),
+        execution=execution,
+    )
+    bias: Any = attn.to_out[0].bias
+    rest = jnp.broadcast_to(bias[...].astype(out.dtype), (len(x), skip_x, out.shape[2]))
+    return jnp.concatenate([rest, out], 1)
