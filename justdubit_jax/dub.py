@@ -17,6 +17,8 @@ from rich.console import Console
 from justdubit_jax import cli
 from justdubit_jax.clips import fit as clips
 from justdubit_jax.clips import read as media
+from justdubit_jax.clips.rates import exact_fps
+from justdubit_jax.clips.write import write_video
 from justdubit_jax.dubbing import sample
 from justdubit_jax.errors import InputError
 from justdubit_jax.latents import text as codec
@@ -82,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
     latents = sample.target_latents(job, tokens, streams, audio_shape[0])
     del model, frozen, loop, pieces, tokens
     frames, sound, rate = next(sample.decode(checkpoint, [latents]))
-    media.write_video(args.out, frames, job.fps, sound, rate)
+    write_video(args.out, frames, job.fps, sound, rate)
     console.print(f"wrote {args.out}: {job.frames} frames, {float(job.fps):g} fps")
 
 
@@ -178,7 +180,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=42)
     add("--width", type=int, help="multiple of 32; default: from the clip")
     add("--height", type=int, help="multiple of 32; default: from the clip")
-    add("--frame-rate", type=media.exact_fps, help="25, 29.97, 30000/1001; default: the clip's")
+    add("--frame-rate", type=exact_fps, help="25, 29.97, 30000/1001; default: the clip's")
     add("--lora-strength", type=float, default=1.0)
     add("--image", type=Path, help="picture to start from")
     add("--cross-timestep", choices=("own", "other"), help="default: what the LoRA file says")

@@ -30,6 +30,8 @@ from rich.progress import Progress
 
 from justdubit_jax import cli
 from justdubit_jax.clips import read as media
+from justdubit_jax.clips.scale import resize_and_crop
+from justdubit_jax.clips.write import write_video, write_wav
 from justdubit_jax.data.rows import Columns, Row, read_rows, without_llm_prefix
 from justdubit_jax.data.samples import TENSORS
 from justdubit_jax.errors import InputError
@@ -172,7 +174,7 @@ def load_row(row: Row, shapes: Sequence[Bucket], sample_rate: int) -> Loaded:
             raise InputError(
                 f"{path}: {len(other.frames)} frames, {row.clip} needs {bucket.frames} (its bucket)"
             )
-        return buckets.resize_and_crop(other.frames, bucket.height, bucket.width)
+        return resize_and_crop(other.frames, bucket.height, bucket.width)
 
     def sound(path: Path) -> codec.Sound | None:
         seconds = Fraction(bucket.frames) / clip.fps
@@ -183,7 +185,7 @@ def load_row(row: Row, shapes: Sequence[Bucket], sample_rate: int) -> Loaded:
         row=row,
         bucket=bucket,
         fps=clip.fps,
-        frames=buckets.resize_and_crop(clip.frames[: bucket.frames], bucket.height, bucket.width),
+        frames=resize_and_crop(clip.frames[: bucket.frames], bucket.height, bucket.width),
         reference_frames=companion(row.reference) if row.reference else None,
         mask=None if mask is None else buckets.pool_mask(mask.mean(-1, dtype=np.float32) / 255),
         sound=sound(row.clip),
@@ -217,13 +219,11 @@ def decode_all(
             target = output / folder / name
             if role.endswith("audio_latents"):
                 if decode_audio:
-                    media.write_wav(
-                        target.with_name(target.name + ".wav"), decode_audio(tensor), rate
-                    )
+                    write_wav(target.with_name(target.name + ".wav"), decode_audio(tensor), rate)
                 continue
             frames = _mask_frames(tensor) if role == "masks" else decode_video(tensor)
             video = target.with_name(target.name + ".mp4")
-            media.write_video(video, frames, Fraction(metadata["fps"]))
+            write_video(video, frames, Fraction(metadata["fps"]))
         progress.advance(bar)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from justdubit_jax.clips.scale import resize_and_crop
 from justdubit_jax.errors import InputError
 from justdubit_jax.preprocessing import buckets
 from justdubit_jax.preprocessing.buckets import Bucket
@@ -42,7 +43,7 @@ TORCH = {
 
 @pytest.mark.parametrize("size", TORCH)
 def test_resize_and_crop_is_torch_s(size):
-    got = buckets.resize_and_crop(pattern(6, 9), *size)
+    got = resize_and_crop(pattern(6, 9), *size)
     assert got.shape == (1, *size, 3)
     # Both sum in float32 in different orders, so a half may round either way; none does here.
     np.testing.assert_array_equal(got[0, :, :, 1], TORCH[size])
@@ -50,16 +51,16 @@ def test_resize_and_crop_is_torch_s(size):
 
 def test_resize_and_crop_keeps_what_fits():
     frames = pattern(64, 96)
-    np.testing.assert_array_equal(buckets.resize_and_crop(frames, 64, 96), frames)
-    np.testing.assert_array_equal(buckets.resize_and_crop(frames, 64, 32), frames[:, :, 32:64])
-    np.testing.assert_array_equal(buckets.resize_and_crop(frames, 31, 96), frames[:, 16:47])
+    np.testing.assert_array_equal(resize_and_crop(frames, 64, 96), frames)
+    np.testing.assert_array_equal(resize_and_crop(frames, 64, 32), frames[:, :, 32:64])
+    np.testing.assert_array_equal(resize_and_crop(frames, 31, 96), frames[:, 16:47])
 
 
 def test_resize_and_crop_treats_frames_and_channels_alike():
     frames = np.stack([pattern(33, 51)[0], 255 - pattern(33, 51)[0]])
     frames[..., 2] = 200
-    got = buckets.resize_and_crop(frames, 32, 64)
-    np.testing.assert_array_equal(got[1:], buckets.resize_and_crop(frames[1:], 32, 64))
+    got = resize_and_crop(frames, 32, 64)
+    np.testing.assert_array_equal(got[1:], resize_and_crop(frames[1:], 32, 64))
     assert (got[..., 2] == 200).all()
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from justdubit_jax.clips import fit as clips
 from justdubit_jax.clips import read as media
+from justdubit_jax.clips.scale import resize_and_crop
+from justdubit_jax.clips.write import write_video
 from justdubit_jax.errors import InputError
-from justdubit_jax.preprocessing import buckets
 
 NTSC = Fraction(30000, 1001)
 
@@ -32,7 +33,7 @@ def numbers(frames: np.ndarray) -> np.ndarray:
 def written(path: Path, frames: np.ndarray, fps: Fraction) -> Path:
     """An .mp4, or an .mkv, whose stamps are rounded to milliseconds."""
     if path.suffix == ".mp4":
-        media.write_video(path, frames, fps)
+        write_video(path, frames, fps)
         return path
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps)
@@ -144,7 +145,7 @@ def test_a_variable_rate_becomes_constant(tmp_path):
         np.testing.assert_array_equal(numbers(fitted.frames), distances.argmin(1))
         assert len(fitted.frames) == 49  # of 2.16 s and the last frame
         assert fitted.notes[0] == "resampled from a variable frame rate to 25 fps"
-        assert [round(p.time * 1000) for p in media.iterate(path)] == times.tolist()
+        assert [round(p.time * 1000) for p in media.iterate_pictures(path)] == times.tolist()
     with pytest.raises(InputError, match=r"a\.mkv: its header says 1000 frames per second; give"):
         clips.fit_clip(tmp_path / "a.mkv")
 
@@ -158,7 +159,7 @@ def test_a_second_without_frames_is_damage(tmp_path):
 
 def test_it_says_what_it_does(tmp_path):
     path = tmp_path / "a.mp4"
-    media.write_video(path, numbered(26, 90, 160), 30)
+    write_video(path, numbered(26, 90, 160), 30)
     fitted = clips.fit_clip(path, 25, height=64, width=64)
     assert fitted.frames.shape == (17, 64, 64, 3)
     assert fitted.notes == [
@@ -173,9 +174,9 @@ def test_it_says_what_it_does(tmp_path):
         "cut to its first 17 frames",
     ]
     whole = media.read_video(path, 17).frames
-    np.testing.assert_array_equal(fitted.frames, buckets.resize_and_crop(whole, 96, 160))
+    np.testing.assert_array_equal(fitted.frames, resize_and_crop(whole, 96, 160))
     assert clips.fit_clip(path, max_frames=999).notes[-1] == "cut 26 -> 25 frames"
-    media.write_video(path, numbered(9, 64, 96), 30)
+    write_video(path, numbered(9, 64, 96), 30)
     assert clips.fit_clip(path, max_frames=9).notes == []
     notes = clips.fit_clip(path, width=64, height=64).notes
     assert notes == ["cropped 96x64 -> 64x64, losing 33.3 % of its width"]
@@ -200,7 +201,7 @@ def test_an_image_as_first_frame(tmp_path):
     packets = [*context.encode(av.VideoFrame.from_ndarray(frames[0])), *context.encode(None)]
     path = tmp_path / "a.png"
     path.write_bytes(b"".join(map(bytes, packets)))
-    want = buckets.resize_and_crop(frames, 32, 64)
+    want = resize_and_crop(frames, 32, 64)
     np.testing.assert_array_equal(clips.fit_image(path, 32, 64), want)
     with pytest.raises(InputError, match=r"a\.png: 1 frames at 1 fps, at least 9 are needed"):
         clips.fit_clip(path)
@@ -208,7 +209,7 @@ def test_an_image_as_first_frame(tmp_path):
 
 def test_what_cannot_be_fitted_is_refused(tmp_path):
     path = tmp_path / "a.mp4"
-    media.write_video(path, numbered(9), 25)
+    write_video(path, numbered(9), 25)
     assert len(clips.fit_clip(path).frames) == 9
     for arguments, complaint in (
         ({"frame_rate": 20}, r"a\.mp4: 7 frames at 20 fps, at least 9 are needed"),

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from justdubit_jax import dub
 from justdubit_jax.clips import read as media
+from justdubit_jax.clips.write import write_video
 from justdubit_jax.errors import InputError
 from justdubit_jax.sampling.loop import Guidance
 
@@ -30,7 +31,7 @@ def arguments(demo, tmp_path, **change):
 def clip(tmp_path, count=25, sound=True):
     frames = np.random.default_rng(0).integers(0, 255, (count, 64, 96, 3)).astype(np.uint8)
     voice = np.zeros((2, 48000), np.float32) if sound else None
-    media.write_video(tmp_path / "clip.mp4", frames, 25, voice)
+    write_video(tmp_path / "clip.mp4", frames, 25, voice)
     return tmp_path / "clip.mp4"
 
 
@@ -129,7 +130,7 @@ def test_any_clip_is_brought_into_shape(demo, tmp_path, capsys):
     frames = np.random.default_rng(0).integers(0, 255, (40, 70, 101, 3)).astype(np.uint8)
     frames = np.repeat(np.repeat(frames[:, :35, :50], 2, 1), 2, 2)
     sound = np.random.default_rng(1).normal(0, 0.1, (2, 48000 * 40 // 30)).astype(np.float32)
-    media.write_video(tmp_path / "odd.mp4", frames, 30, sound)
+    write_video(tmp_path / "odd.mp4", frames, 30, sound)
     change = {"video": tmp_path / "odd.mp4", "frame_rate": "23.976", "lora_strength": 0.5}
     change |= {"steps": 6, "a2v_guidance_scale": 2, "guidance_scale": 1, "batch_guidance": "no"}
     dub.main(dub.parse_arguments(arguments(demo, tmp_path, **change)))

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from justdubit_jax.clips import read as media
+from justdubit_jax.clips.rates import exact_fps
+from justdubit_jax.clips.write import write_video, write_wav
 from justdubit_jax.errors import InputError
 
 RATE = 48_000
@@ -75,7 +77,7 @@ def mux(
 def written(tmp_path_factory) -> Path:
     """25 frames and a click at 0.5 s, written by write_video."""
     path = tmp_path_factory.mktemp("media") / "new" / "clip.mp4"
-    media.write_video(path, moving_bars(25), Fraction(30000, 1001), click(25 / 30, 0.5), RATE)
+    write_video(path, moving_bars(25), Fraction(30000, 1001), click(25 / 30, 0.5), RATE)
     return path
 
 
@@ -109,14 +111,14 @@ def test_written_for_streaming_and_tagged(written):
 def test_the_same_clip_is_the_same_file(tmp_path, written):
     for index in range(4):
         path = tmp_path / f"{index}.mp4"
-        media.write_video(path, moving_bars(25), Fraction(30000, 1001), click(25 / 30, 0.5), RATE)
+        write_video(path, moving_bars(25), Fraction(30000, 1001), click(25 / 30, 0.5), RATE)
         assert path.read_bytes() == written.read_bytes()
 
 
 @pytest.mark.parametrize("color", [(200, 40, 90), (10, 250, 10), (30, 60, 220), (255, 255, 255)])
 def test_colours_survive(tmp_path, color):
     frames = np.full((2, 32, 32, 3), color, np.uint8)
-    media.write_video(tmp_path / "flat.mp4", frames, 25)
+    write_video(tmp_path / "flat.mp4", frames, 25)
     got = media.read_video(tmp_path / "flat.mp4").frames
     assert np.abs(got.astype(int) - frames).max() <= 2  # 8-bit limited-range YUV
 
@@ -141,8 +143,8 @@ def test_colours_survive(tmp_path, color):
     ],
 )
 def test_exact_fps(tmp_path, given, exact):
-    assert media.exact_fps(given) == exact
-    media.write_video(tmp_path / "a.mp4", moving_bars(3, 32, 32), given)
+    assert exact_fps(given) == exact
+    write_video(tmp_path / "a.mp4", moving_bars(3, 32, 32), given)
     clip = media.read_video(tmp_path / "a.mp4")
     assert (clip.fps, len(clip.frames)) == (exact, 3)
 
@@ -152,7 +154,7 @@ def test_exact_fps(tmp_path, given, exact):
 )
 def test_what_is_no_rate_is_refused(given):
     with pytest.raises(InputError, match=r"frame rate .*: expected a number above 0"):
-        media.exact_fps(given)
+        exact_fps(given)
 
 
 @pytest.mark.parametrize("rate", [24_000, 48_000])
@@ -164,7 +166,7 @@ def test_sound_and_picture_stay_together(tmp_path, rate):
     frames[flashes] = 255
     sound = np.zeros((2, 20 * rate), np.float32)
     sound[:, [round(k / fps * rate) for k in flashes]] = 0.9
-    media.write_video(path, frames, "29.97", sound, rate)
+    write_video(path, frames, "29.97", sound, rate)
 
     with av.open(str(path)) as container:
         video, audio = container.streams.video[0], container.streams.audio[0]
@@ -194,7 +196,7 @@ def test_sound_and_picture_stay_together(tmp_path, rate):
 def test_sound_gets_the_length_of_the_picture(tmp_path, seconds, channels):
     path, fps = tmp_path / "a.mp4", Fraction(24000, 1001)
     sound = np.random.default_rng(0).normal(0, 0.1, (channels, round(seconds * 24_000)))
-    media.write_video(path, moving_bars(25), fps, sound.astype(np.float32), 24_000)
+    write_video(path, moving_bars(25), fps, sound.astype(np.float32), 24_000)
     with av.open(str(path)) as container:
         assert sum(f.samples for f in container.decode(audio=0)) == round(25 / fps * 24_000)
     got = media.read_audio(path, 24_000, 25 / fps)
@@ -203,7 +205,7 @@ def test_sound_gets_the_length_of_the_picture(tmp_path, seconds, channels):
 
 
 def test_iterate_is_read_video_frame_by_frame(written):
-    clip, pictures = media.read_video(written), list(media.iterate(written))
+    clip, pictures = media.read_video(written), list(media.iterate_pictures(written))
     assert [picture.time for picture in pictures] == [k / clip.fps for k in range(25)]
     np.testing.assert_array_equal([picture.pixels for picture in pictures], clip.frames)
 
@@ -351,7 +353,7 @@ def noisy(request, tmp_path_factory) -> Path:
     sound = rng.normal(0, 0.1, (2, 2 * RATE)).astype(np.float32)
     path = tmp_path_factory.mktemp("noisy") / f"clip.{request.param}"
     if request.param == "mp4":
-        media.write_video(path, frames, 25, sound, RATE)
+        write_video(path, frames, 25, sound, RATE)
     elif request.param == "mkv":
         mux(path, frames, sound)
     else:
@@ -366,7 +368,7 @@ def test_files_cut_off_are_refused(tmp_path, noisy, kept):
     path = tmp_path / noisy.name
     path.write_bytes(data[: int(kept * len(data))])
     refusal(path)
-    refusal(path, lambda path: list(media.iterate(path)))
+    refusal(path, lambda path: list(media.iterate_pictures(path)))
     refusal(path, read_sound)
     assert len(media.read_video(path, max_frames=5).frames) == 5  # what is there can be had
 
@@ -385,16 +387,16 @@ def test_odd_sizes_and_odd_rates_are_not_written(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"before")
     with pytest.raises(InputError, match=r"a\.mp4: 63x48 pixels; an \.mp4 needs even sizes"):
-        media.write_video(path, moving_bars(2, 48, 63), 25)
+        write_video(path, moving_bars(2, 48, 63), 25)
     with pytest.raises(InputError, match=r"a\.mp4: cannot be written: "):
-        media.write_video(path, moving_bars(2), 25, click(0.1, 0, rate=12_345), 12_345)
+        write_video(path, moving_bars(2), 25, click(0.1, 0, rate=12_345), 12_345)
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
 
 
 def test_wav(tmp_path):
     path = tmp_path / "new" / "a.wav"
     sound = np.array([[0, 0.5, 2], [-1, -2, 0.25]], np.float32)
-    media.write_wav(path, sound, 24_000)
+    write_wav(path, sound, 24_000)
     with wave.open(str(path)) as file:
         assert (file.getnchannels(), file.getframerate(), file.getsampwidth()) == (2, 24_000, 2)
         got = np.frombuffer(file.readframes(3), "<i2").reshape(3, 2).T
@@ -406,7 +408,7 @@ def test_wav(tmp_path):
 
 def test_frames_in_pieces_are_written_alike_and_not_kept(tmp_path):
     frames, sound = moving_bars(25), click(1, 0.5)
-    media.write_video(tmp_path / "whole.mp4", frames, 25, sound)
+    write_video(tmp_path / "whole.mp4", frames, 25, sound)
     pieces: list[weakref.ref] = []
 
     def decode() -> Iterator[np.ndarray]:
@@ -417,6 +419,6 @@ def test_frames_in_pieces_are_written_alike_and_not_kept(tmp_path):
             yield piece
             del piece
 
-    media.write_video(tmp_path / "pieces.mp4", decode(), 25, sound)
+    write_video(tmp_path / "pieces.mp4", decode(), 25, sound)
     assert len(pieces) == 3
     assert (tmp_path / "pieces.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()

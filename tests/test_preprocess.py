@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from justdubit_jax import preprocess
 from justdubit_jax.clips import read as media
+from justdubit_jax.clips.write import write_video
 from justdubit_jax.data.rows import Columns, read_rows
 from justdubit_jax.data.samples import TENSORS
 from justdubit_jax.errors import InputError
@@ -94,10 +95,10 @@ def broken(demo, tmp_path) -> tuple[Path, dict[str, str]]:
         rows.append(good | {"media_path": f"clips/{name}.mp4"} | change)
         reasons[f"clips/{name}"] = reason
 
-    media.write_video(clips / "slow.mp4", frames(30), Fraction(24), sound(1.25))
-    media.write_video(clips / "short.mp4", frames(5), 25, sound(0.2))
-    media.write_video(clips / "few.mp4", frames(9), 25, sound(0.4))
-    media.write_video(clips / "mute.mp4", frames(25), 25)
+    write_video(clips / "slow.mp4", frames(30), Fraction(24), sound(1.25))
+    write_video(clips / "short.mp4", frames(5), 25, sound(0.2))
+    write_video(clips / "few.mp4", frames(9), 25, sound(0.4))
+    write_video(clips / "mute.mp4", frames(25), 25)
     (clips / "text.mp4").write_text("not a video")
     bad("other_rate", "24 frames per second", reference_path="clips/slow.mp4")
     bad("short_reference", "9 frames", reference_path="clips/few.mp4")

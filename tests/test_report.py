@@ -13,6 +13,7 @@ from rich.console import Console
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from justdubit_jax.clips.pictures import contact_sheet_png, frame_row, side_by_side
 from justdubit_jax.errors import InputError
 from justdubit_jax.runs import display as report
 
@@ -143,7 +144,7 @@ def test_running_mean_passes_over_what_is_not_finite():
 def test_contact_sheet(tmp_path):
     black, white = np.zeros((17, 40, 80, 3), np.uint8), np.full((3, 80, 40, 3), 200, np.uint8)
     path = tmp_path / "sheet.png"
-    report.contact_sheet_png(path, [("reference", black), ("dubbed", white)], columns=4)
+    contact_sheet_png(path, [("reference", black), ("dubbed", white)], columns=4)
     with Image.open(path) as picture:
         sheet = np.asarray(picture)
     assert sheet.shape == (2 * (24 + 160 + 4), 4 + 4 * 320 + 3 * 4 + 4, 3)
@@ -153,16 +154,16 @@ def test_contact_sheet(tmp_path):
 
 def test_frames_of_a_row_are_evenly_spaced():
     frames = np.broadcast_to(np.arange(9, dtype=np.uint8)[:, None, None, None], (9, 160, 10, 3))
-    row = report._frame_row(frames, 5)
+    row = frame_row(frames, 5)
     assert [row[0, 14 * i, 0] for i in range(5)] == [0, 2, 4, 6, 8]
 
 
 def test_side_by_side():
     left, right = clip(9, 32, 48), clip(17, 32, 64, seed=1)
-    both = report.side_by_side(left, right)
+    both = side_by_side(left, right)
     assert both.shape == (9, 32, 112, 3)
     assert (both[:, :, :48] == left).all() and (both[:, :, 48:] == right[:9]).all()
-    scaled = report.side_by_side(clip(9, 50, 37), right)  # 37 * 32 / 50 is 23.7
+    scaled = side_by_side(clip(9, 50, 37), right)  # 37 * 32 / 50 is 23.7
     assert scaled.shape == (9, 32, 24 + 64, 3) and (scaled[:, :, 24:] == right[:9]).all()
 
 

@@ -18,6 +18,7 @@ from test_train import config
 
 from justdubit_jax import train
 from justdubit_jax.clips import read as media
+from justdubit_jax.clips.write import write_video
 from justdubit_jax.data import samples as data
 from justdubit_jax.devices import sharding
 from justdubit_jax.dubbing import sample
@@ -293,7 +294,7 @@ def test_a_perturbed_block_outside_the_model_ends_it_before_the_first_step(demo,
 
 
 def test_a_clip_that_cannot_be_dubbed_ends_it_before_the_first_step(demo, tmp_path):
-    media.write_video(tmp_path / "mute.mp4", np.zeros((25, 64, 96, 3), np.uint8), 25)
+    write_video(tmp_path / "mute.mp4", np.zeros((25, 64, 96, 3), np.uint8), 25)
     more = (f"--config.validation.reference_videos={(str(tmp_path / 'mute.mp4'),)}",)
     with pytest.raises(InputError, match="no audio stream"):
         train.main(config(demo, tmp_path / "out", *flags(demo, *more)))

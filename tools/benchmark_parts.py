@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from justdubit_jax import cli
-from justdubit_jax.clips import read as media
+from justdubit_jax.clips.write import write_video
 from justdubit_jax.demo import checkpoint as demo_checkpoint
 from justdubit_jax.dubbing import sample
 from justdubit_jax.files import save_safetensors
@@ -224,7 +224,7 @@ def decode_one(path: Path, bucket: Bucket) -> tuple[float, float, float, str]:
     latents = np.random.default_rng(0).standard_normal(shape, np.float32)
     loaded, _ = _peak()
     with tempfile.TemporaryDirectory() as folder:
-        seconds = _seconds(lambda: media.write_video(Path(folder) / "clip.mp4", run(latents), FPS))
+        seconds = _seconds(lambda: write_video(Path(folder) / "clip.mp4", run(latents), FPS))
     return seconds, loaded, *_peak()
 
 

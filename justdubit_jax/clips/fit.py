@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from justdubit_jax.clips import read as media
+from justdubit_jax.clips.rates import exact_fps
+from justdubit_jax.clips.scale import resize_and_crop
 from justdubit_jax.errors import InputError
 from justdubit_jax.models.tokens import FRAMES_PER_LATENT, PIXELS_PER_LATENT
-from justdubit_jax.preprocessing.buckets import resize_and_crop
 
 PIXELS = 640 * 352  # to about this many a larger clip is scaled down
 MIN_FRAMES = FRAMES_PER_LATENT + 1
@@ -63,7 +64,7 @@ def fit_clip(
                 notes.append(f"turned by {rotation % 360} degrees counterclockwise")
             yield time, np.rot90(pixels, rotation // 90)
 
-    with contextlib.closing(media.iterate(path)) as pictures:
+    with contextlib.closing(media.iterate_pictures(path)) as pictures:
         # One more than the limit, to know whether there is more.
         stop = None if limit is None else limit + 1
         size = None
@@ -91,7 +92,7 @@ def fit_clip(
 
 def fit_image(path: str | Path, height: int, width: int) -> UInt8[np.ndarray, "1 y x 3"]:
     """An image (or a clip's first frame) turned upright, scaled and cropped to a clip's size."""
-    with contextlib.closing(media.iterate(path)) as pictures:
+    with contextlib.closing(media.iterate_pictures(path)) as pictures:
         picture = next(pictures)
     return resize_and_crop(np.rot90(picture.pixels, picture.rotation // 90)[None], height, width)
 
@@ -140,7 +141,7 @@ def _rate(
     path: str | Path, fps: Fraction, frame_rate: Fraction | float | int | str | None
 ) -> Fraction:
     if frame_rate is not None:
-        return media.exact_fps(frame_rate)
+        return exact_fps(frame_rate)
     if fps > _MAX_FPS:
         raise InputError(
             f"{path}: its header says {float(fps):g} frames per second; give a frame rate"

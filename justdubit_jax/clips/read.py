@@ -9,8 +9,7 @@ import contextlib
 import dataclasses
 import itertools
 import re
-import wave
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,30 +17,16 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 from av.audio import AudioFrame, AudioStream
-from av.container import InputContainer, OutputContainer
+from av.container import InputContainer
 from av.error import FFmpegError
-from av.packet import Packet
 from av.stream import Disposition
-from av.video import VideoFrame, VideoStream
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
-from jaxtyping import Float, Float32, UInt8
+from av.video import VideoStream
+from jaxtyping import Float32, UInt8
 
+from justdubit_jax.clips.formats import EXACT, audio_frame
 from justdubit_jax.errors import InputError
-from justdubit_jax.files import replacing
 
 IMAGES = (".png", ".jpg", ".jpeg")
-
-_MAX_INT = 2**31 - 1  # of either part of FFmpeg's fractions
-
-# Between RGB and YUV: without these swscale takes the nearest chroma sample, is off by two levels,
-# and rounds differently from one CPU to the next.
-_EXACT = (
-    Interpolation.BICUBIC
-    | Interpolation.ACCURATE_RND
-    | Interpolation.FULL_CHR_H_INP
-    | Interpolation.FULL_CHR_H_INT
-    | Interpolation.BITEXACT
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +76,7 @@ class Picture(NamedTuple):
     rotation: int  # degrees by which it is to be turned counterclockwise, a multiple of 90
 
 
-def iterate(path: str | Path) -> Generator[Picture]:
+def iterate_pictures(path: str | Path) -> Generator[Picture]:
     """The frames of a video of constant or variable rate, in the order of presentation.
 
     One frame at a time is decoded. Raises InputError for files that are unreadable, damaged or
@@ -148,75 +133,6 @@ def read_audio(
     count = int(seconds * sample_rate)
     sound = _resample(sound, rate, sample_rate)[:, :count]
     return np.pad(sound, ((0, 0), (0, count - sound.shape[1])))
-
-
-def write_video(
-    path: str | Path,
-    frames: UInt8[np.ndarray, "f y x 3"] | Iterator[UInt8[np.ndarray, "_f y x 3"]],
-    fps: Fraction | float | int | str,
-    audio: Float[np.ndarray, "c n"] | None = None,
-    sample_rate: int = 48_000,
-) -> None:
-    """Write an .mp4 (H.264, AAC), whole or not at all; `audio` is mono or stereo in -1..1.
-
-    `frames` may come in pieces, which are not kept. `fps` is taken by `exact_fps`. The sound is
-    cut, or padded with silence, to the length of the picture. Raises InputError for odd sizes,
-    which 4:2:0 cannot hold, and for what the encoders refuse.
-    """
-    path, fps = Path(path), exact_fps(fps)
-    pieces = iter([frames]) if isinstance(frames, np.ndarray) else frames
-    first = next(pieces)
-    _, height, width, _ = first.shape
-    pieces = itertools.chain(iter([first]), pieces)  # an iterator lets go of what it gave
-    del first, frames
-    if height % 2 or width % 2:
-        raise InputError(f"{path}: {width}x{height} pixels; an .mp4 needs even sizes")
-    with replacing(path) as temporary:
-        try:
-            with av.open(
-                str(temporary.absolute()),
-                "w",
-                format="mp4",
-                container_options={"movflags": "+faststart"},
-            ) as container:
-                # Streams exist before the first packet is muxed, so both are encoded first.
-                packets, count = _encoded_frames(container, pieces, (height, width), fps)
-                if audio is not None:
-                    sound = _of_length(audio, round(count / fps * sample_rate))
-                    packets += _encoded_sound(container, sound, sample_rate)
-                container.mux(sorted(packets, key=_decoding_time))
-        except FFmpegError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-
-
-def write_wav(path: str | Path, audio: Float[np.ndarray, "c n"], sample_rate: int) -> None:
-    """Write a 16-bit .wav, whole or not at all; `audio` is in -1..1."""
-    with replacing(Path(path)) as temporary, wave.open(str(temporary), "wb") as file:
-        file.setnchannels(len(audio))
-        file.setsampwidth(2)
-        file.setframerate(sample_rate)
-        file.writeframes(np.rint(np.clip(audio, -1, 1) * 32767).astype("<i2").T.tobytes())
-
-
-def exact_fps(fps: Fraction | float | int | str) -> Fraction:
-    """A frame rate as a fraction: 29.97 is 30000/1001, 12.5 is 25/2; as text "24000/1001" too.
-
-    Raises InputError for what is not a rate.
-    """
-    try:
-        exact = Fraction(fps)
-    except (ValueError, OverflowError, ZeroDivisionError):  # not a number, infinite, over zero
-        exact = Fraction(0)
-    if isinstance(fps, float) or (isinstance(fps, str) and "/" not in fps):
-        ntsc = Fraction(round(exact * 1001 / 1000) * 1000, 1001)
-        # 23.98 and 23.976 both mean 24000/1001; 24 is 0.024 away from it.
-        near = exact.denominator != 1 and abs(exact - ntsc) < Fraction(5, 1000)
-        exact = ntsc if near else exact.limit_denominator(1001)
-    if exact <= 0 or max(exact.as_integer_ratio()) > _MAX_INT:
-        raise InputError(
-            f"frame rate {fps}: expected a number above 0, or a fraction such as 24000/1001"
-        )
-    return exact
 
 
 @contextlib.contextmanager
@@ -278,7 +194,7 @@ def _pictures(
             origin = frame.pts * tick if origin is None else origin
             time = _on_grid(frame.pts * tick - origin, fps, tick)
         longest = max(longest, time - previous)
-        pixels = frame.to_ndarray(format="rgb24", interpolation=_EXACT)
+        pixels = frame.to_ndarray(format="rgb24", interpolation=EXACT)
         shape = shape or pixels.shape
         if pixels.shape != shape:
             raise InputError(f"{path}: the size of the picture changes at frame {count}")
@@ -363,62 +279,5 @@ def _resample(
     if rate == new_rate:
         return sound
     resampler = av.AudioResampler(format="fltp", rate=new_rate)
-    parts = [*resampler.resample(_audio_frame(sound, rate)), *resampler.resample(None)]
+    parts = [*resampler.resample(audio_frame(sound, rate)), *resampler.resample(None)]
     return np.concatenate([part.to_ndarray() for part in parts], axis=1)
-
-
-def _audio_frame(sound: Float[np.ndarray, "c n"], rate: int) -> AudioFrame:
-    layout = "mono" if len(sound) == 1 else "stereo"
-    sound = np.ascontiguousarray(sound, np.float32)
-    frame = AudioFrame.from_ndarray(sound, format="fltp", layout=layout)
-    frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
-    return frame
-
-
-def _encoded_frames(
-    container: OutputContainer, pieces: Iterable[Any], size: tuple[int, int], fps: Fraction
-) -> tuple[list[Packet], int]:
-    """Packets, and of how many frames."""
-    # Without cpu-independent x264 may write other bytes each time it is given the same frames.
-    options = {"crf": "18", "x264-params": "cpu-independent=1"}
-    stream = container.add_stream("libx264", rate=fps, options=options)
-    (stream.height, stream.width), stream.pix_fmt = size, "yuv420p"
-    stream.codec_context.colorspace = Colorspace.ITU709
-    stream.codec_context.color_range = ColorRange.MPEG
-    stream.codec_context.color_primaries = ColorPrimaries.BT709
-    stream.codec_context.color_trc = ColorTrc.BT709
-    packets, count = [], 0
-    for array in itertools.chain.from_iterable(pieces):
-        frame = VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24").reformat(
-            format="yuv420p",
-            interpolation=_EXACT,
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_range=ColorRange.MPEG,
-        )
-        frame.pts, frame.time_base = count, 1 / fps
-        packets += stream.encode(frame)
-        count += 1
-        del array  # a view, which would hold the last piece while the next one is made
-    return packets + stream.encode(None), count
-
-
-def _of_length(audio: Float[np.ndarray, "c n"], count: int) -> Float[np.ndarray, "c m"]:
-    missing = max(count - audio.shape[1], 0)
-    return np.pad(audio[:, :count], ((0, 0), (0, missing)))
-
-
-def _encoded_sound(
-    container: OutputContainer, audio: Float[np.ndarray, "c n"], rate: int
-) -> list[Packet]:
-    frame = _audio_frame(np.clip(audio, -1, 1), rate)
-    stream = container.add_stream("aac", rate=rate, layout=frame.layout.name)
-    stream.bit_rate = 96_000 * len(audio)
-    chunks = av.AudioResampler(format="fltp", rate=rate, frame_size=1024)  # AAC's frame size
-    packets = []
-    for chunk in (*chunks.resample(frame), *chunks.resample(None)):
-        packets += stream.encode(chunk)
-    return packets + stream.encode(None)
-
-
-def _decoding_time(packet: Packet) -> Fraction:
-    return Fraction(packet.dts or 0) * packet.time_base

@@ -14,7 +14,7 @@ import tokenizers
 from jaxtyping import Float, UInt8
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from justdubit_jax.clips import read as media
+from justdubit_jax.clips.write import write_video
 from justdubit_jax.files import replacing, save_safetensors
 
 FPS = 25
@@ -57,13 +57,13 @@ def make_dataset(
             sound, opening = speaker.voice(syllables, frames)
             path = Path("clips", f"{index:03}_{role}.mp4")
             pictures = speaker.draw(times, opening, size)
-            media.write_video(folder / path, pictures, FPS, np.stack([sound, sound]), SAMPLE_RATE)
+            write_video(folder / path, pictures, FPS, np.stack([sound, sound]), SAMPLE_RATE)
             entry[f"{role}_path"] = path.as_posix()
             if role == "media":
                 words = "".join(syllable.text for syllable in syllables)
                 entry["caption"] = f"A cartoon face with {speaker.hair} hair says: {words}."
         path = Path("clips", f"{index:03}_mask.mp4")
-        media.write_video(folder / path, speaker.draw_mask(times, size), FPS)
+        write_video(folder / path, speaker.draw_mask(times, size), FPS)
         entries.append(entry | {"mask_path": path.as_posix()})
     listing = folder / "dataset.json"
     with replacing(listing) as temporary:

@@ -14,12 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column
@@ -33,13 +31,10 @@ from tensorboardX.proto.event_pb2 import (
 )
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
-from justdubit_jax.clips.read import write_wav
+from justdubit_jax.clips.pictures import frame_row
+from justdubit_jax.clips.write import write_wav
 from justdubit_jax.errors import InputError
 from justdubit_jax.files import replacing
-
-_TILE_HEIGHT = 160  # pixels of a frame in a grid
-_GAP = 4
-_LABEL_HEIGHT = 24
 
 
 class EventLog:
@@ -70,7 +65,7 @@ class EventLog:
 
     def images(self, step: int, tag: str, frames: UInt8[np.ndarray, "f y x 3"]) -> None:
         """A row of evenly spaced frames."""
-        row = _frame_row(frames, 8)
+        row = frame_row(frames, 8)
         self._write(step, summary.image(tag, row, dataformats="HWC").value)
 
     def audio(self, step: int, tag: str, sound: Float[np.ndarray, "c n"], rate: int) -> None:
@@ -147,7 +142,7 @@ class WandbLog:
         self._log(step, dict(_flat(values)))
 
     def images(self, step: int, tag: str, frames: UInt8[np.ndarray, "f y x 3"]) -> None:
-        self._log(step, {tag: self._wandb.Image(_frame_row(frames, 8))})
+        self._log(step, {tag: self._wandb.Image(frame_row(frames, 8))})
 
     def audio(self, step: int, tag: str, sound: Float[np.ndarray, "c n"], rate: int) -> None:
         with _wav_file(sound, rate) as path:
@@ -297,53 +292,6 @@ def loss_curve_png(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     axes.legend()
     with replacing(path) as temporary:
         figure.savefig(temporary)
-
-
-def contact_sheet_png(
-    path: Path, rows: Sequence[tuple[str, UInt8[np.ndarray, "_f _y _x 3"]]], columns: int = 8
-) -> None:
-    """One labelled row of evenly spaced frames for each clip."""
-    strips = [(label, Image.fromarray(_frame_row(frames, columns))) for label, frames in rows]
-    height = _LABEL_HEIGHT + _TILE_HEIGHT + _GAP
-    width = max(strip.width for _, strip in strips) + 2 * _GAP
-    sheet = Image.new("RGB", (width, height * len(strips)), "white")
-    # Pillow's own font has no umlauts.
-    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 14)
-    draw = ImageDraw.Draw(sheet)
-    for row, (label, strip) in enumerate(strips):
-        draw.text((_GAP, height * row + 3), " ".join(label.split()), fill="black", font=font)
-        sheet.paste(strip, (_GAP, height * row + _LABEL_HEIGHT))
-    with replacing(path) as temporary:
-        sheet.save(temporary)
-
-
-def side_by_side(
-    left: UInt8[np.ndarray, "f y x 3"], right: UInt8[np.ndarray, "g y2 x2 3"]
-) -> UInt8[np.ndarray, "h y2 x3 3"]:
-    """Two clips in one picture: left is scaled to right's height, the longer one is cut."""
-    count = min(len(left), len(right))
-    left, height = left[:count], right.shape[1]
-    if left.shape[1] != height:
-        width = 2 * max(1, round(left.shape[2] * height / left.shape[1] / 2))  # mp4 wants even
-        left = np.stack([_resized(frame, width, height) for frame in left])
-    return np.concatenate([left, right[:count]], axis=2)
-
-
-def _frame_row(frames: UInt8[np.ndarray, "f y x 3"], columns: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Up to `columns` evenly spaced frames, first and last among them, on a white strip."""
-    count = min(columns, len(frames))
-    chosen = frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]
-    width = max(1, round(frames.shape[2] * _TILE_HEIGHT / frames.shape[1]))
-    row = np.full((_TILE_HEIGHT, count * (width + _GAP) - _GAP, 3), 255, np.uint8)
-    for column, frame in enumerate(chosen):
-        x = column * (width + _GAP)
-        row[:, x : x + width] = _resized(frame, width, _TILE_HEIGHT)
-    return row
-
-
-def _resized(frame: np.ndarray, width: int, height: int) -> np.ndarray:
-    image = Image.fromarray(frame)
-    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _running_mean(values: Float[np.ndarray, " n"], window: int) -> Float[np.ndarray, " n"]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from justdubit_jax.clips.read import exact_fps
+from justdubit_jax.clips.rates import exact_fps
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora.adapters import LoRAConfig
 from justdubit_jax.models.attention import Remat

@@ -22,6 +22,8 @@ from jax.sharding import Mesh
 
 from justdubit_jax.clips import fit as clips
 from justdubit_jax.clips import read as media
+from justdubit_jax.clips.pictures import contact_sheet_png, side_by_side
+from justdubit_jax.clips.write import write_video
 from justdubit_jax.data import samples as data
 from justdubit_jax.devices import sharding
 from justdubit_jax.dubbing import sample
@@ -246,10 +248,10 @@ class Sampler:
         if job.reference is not None:
             rows.insert(0, ("reference", job.reference))
             if self._run.validation.include_reference:
-                shown = report.side_by_side(job.reference, frames)
+                shown = side_by_side(job.reference, frames)
         voice = sound if self._run.validation.with_sound else None
-        media.write_video(path, shown, job.fps, voice, rate)
-        report.contact_sheet_png(path.with_suffix(".png"), rows)
+        write_video(path, shown, job.fps, voice, rate)
+        contact_sheet_png(path.with_suffix(".png"), rows)
         for log in self._logs:
             log.images(step, f"sample_{number}", frames)
             log.video(step, f"sample_{number}", path)
