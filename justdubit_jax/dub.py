@@ -28,6 +28,7 @@ from justdubit_jax.sampling import loop as denoise
 from justdubit_jax.sampling.loop import Guidance
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.checkpoint import Checkpoint, open_checkpoint
 
 NEGATIVE_PROMPT = "worst quality, inconsistent motion, blurry, jittery, distorted"
 
@@ -50,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
     """Encode, sample, decode, write."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     check_writable(args.out)
-    checkpoint = weights.open_checkpoint(args.model_path)
+    checkpoint = open_checkpoint(args.model_path)
     config = lora.config_of(args.lora)
     config = dataclasses.replace(config, alpha=config.alpha * args.lora_strength)
     model, _ = lora.adapted_model(checkpoint.config, config)
@@ -67,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
     del encode_text
     encoded = sample.encode(checkpoint, [job])[0]
 
-    model = weights.load(checkpoint, keys.TRANSFORMER, model, settings.dtype)
+    model = weights.load_weights(checkpoint, keys.TRANSFORMER, model, settings.dtype)
     graphdef, _, frozen = lora.split(model)
     audio_shape = codec.audio_latent_shape(checkpoint)
     streams = sample.conditioned(
@@ -116,9 +117,7 @@ def sampling_settings(args: argparse.Namespace) -> denoise.Settings:
     )
 
 
-def read_job(
-    args: argparse.Namespace, checkpoint: weights.Checkpoint, console: Console
-) -> sample.Job:
+def read_job(args: argparse.Namespace, checkpoint: Checkpoint, console: Console) -> sample.Job:
     """The clip and the first frame as the model takes them. Raises InputError on bad ones."""
     clip = clips.fit_clip(args.video, args.frame_rate, args.height, args.width)
     for note in clip.notes:

@@ -42,6 +42,7 @@ from justdubit_jax.models.tokens import PIXELS_PER_LATENT, video_latent_frames
 from justdubit_jax.preprocessing import buckets
 from justdubit_jax.preprocessing.buckets import Bucket
 from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.checkpoint import Checkpoint, open_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ def main(args: argparse.Namespace) -> int:
     )
     rows = read_rows(args.dataset, columns)
     output = args.output_dir or args.dataset.parent / ".precomputed"
-    checkpoint = weights.open_checkpoint(args.model_path)
+    checkpoint = open_checkpoint(args.model_path)
     failures: dict[str, str] = {}
 
     with Progress(console=console, disable=not console.is_terminal) as progress:
@@ -106,7 +107,7 @@ def prepare_caption(caption: str, args: argparse.Namespace) -> str:
 
 def encode_clips(
     args: argparse.Namespace,
-    checkpoint: weights.Checkpoint,
+    checkpoint: Checkpoint,
     rows: Sequence[Row],
     shapes: Sequence[Bucket],
     output: Path,
@@ -195,7 +196,7 @@ def load_row(row: Row, shapes: Sequence[Bucket], sample_rate: int) -> Loaded:
 
 def decode_all(
     args: argparse.Namespace,
-    checkpoint: weights.Checkpoint,
+    checkpoint: Checkpoint,
     output: Path,
     names: Sequence[str],
     progress: Progress,

@@ -46,6 +46,7 @@ from justdubit_jax.training.step import Training, first_state, prepare
 from justdubit_jax.validation import rounds as validate
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.checkpoint import Checkpoint, checkpoint_config, open_checkpoint
 
 # What `--fresh` moves to OUTPUT/previous/1 and so on.
 _OF_A_RUN = ("state", "checkpoints", "samples", "tensorboard", "wandb", "best.json")
@@ -61,7 +62,7 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
     )
     mesh = sharding.make_mesh(*run.mesh)
     buckets, held_out = read_data(run)
-    source = weights.open_checkpoint(run.model_path)
+    source = open_checkpoint(run.model_path)
     training = prepare(run, source.config, mesh)
     idle = [name for name in keys.PARTS if name != keys.TRANSFORMER.name]
     console.print(f"{run.model_path}: transformer; not needed to train: {', '.join(idle)}")
@@ -137,7 +138,7 @@ def dry_run(config: ConfigDict, memory: int | None) -> None:
     run = settings.read(config, dry_run=True)
     mesh = sharding.make_mesh(*run.mesh)
     attend = attention if jax.default_backend() == "gpu" else flash_stand_in
-    training = prepare(run, plan.checkpoint_config(run.model_path), mesh, attend)
+    training = prepare(run, checkpoint_config(run.model_path), mesh, attend)
     if run.data_root is not None:
         bucket = max(read_data(run)[0], key=lambda bucket: math.prod(bucket.grid))
         sample, grid = read_sample(bucket.samples[0]), bucket.grid
@@ -218,11 +219,11 @@ def background() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def load_base(training: Training, source: weights.Checkpoint) -> Any:
+def load_base(training: Training, source: Checkpoint) -> Any:
     """The frozen weights, on their devices."""
     run, place = training.run, functools.partial(sharding.weight, training.mesh)
     part, model = keys.TRANSFORMER, training.model
-    loaded = weights.load(source, part, model, run.dtype, place, run.quantization)
+    loaded = weights.load_weights(source, part, model, run.dtype, place, run.quantization)
     return lora.split(loaded)[2]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from justdubit_jax.weights.load import SafetensorsCheckpoint, open_safetensors
+from justdubit_jax.weights.checkpoint import SafetensorsCheckpoint, open_safetensors
 
 FOLDER = Path(__file__).parent / "golden"
 

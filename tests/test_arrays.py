@@ -18,9 +18,11 @@ from justdubit_jax.devices import sharding
 from justdubit_jax.models import quant
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.checkpoint import OrbaxCheckpoint, SafetensorsCheckpoint
+from justdubit_jax.weights.parts import build_part
 
 CHECKPOINT = golden_checkpoint("transformer_19b")
-MODEL = weights.build(keys.TRANSFORMER, CHECKPOINT.config, CHECKPOINT.shapes)
+MODEL = build_part(keys.TRANSFORMER, CHECKPOINT.config, CHECKPOINT.shapes)
 SCHEMES = (None, *quant.SCHEMES)
 
 
@@ -33,7 +35,7 @@ def small_arrays_are_sharded(monkeypatch):
 def pieces(monkeypatch):
     """Sizes of the pieces that are read, by checkpoint key."""
     sizes = defaultdict(list)
-    plain = weights.SafetensorsCheckpoint.reader
+    plain = SafetensorsCheckpoint.reader
 
     @contextlib.contextmanager
     def counting(self):
@@ -46,7 +48,7 @@ def pieces(monkeypatch):
 
             yield counted
 
-    monkeypatch.setattr(weights.SafetensorsCheckpoint, "reader", counting)
+    monkeypatch.setattr(SafetensorsCheckpoint, "reader", counting)
     return sizes
 
 
@@ -55,7 +57,7 @@ def place(data, fsdp):
 
 
 def loaded(shardings=None, scheme=None, source=CHECKPOINT):
-    model = weights.load(source, keys.TRANSFORMER, MODEL, jnp.float32, shardings, scheme)
+    model = weights.load_weights(source, keys.TRANSFORMER, MODEL, jnp.float32, shardings, scheme)
     return weights.parameters(model)
 
 
@@ -81,7 +83,7 @@ def test_every_number_of_a_file_is_read_once(pieces, axes, scheme):
 def test_loading_copies_the_abstract_model():
     first = loaded()
     loaded(None, "nf4")
-    weights.load(CHECKPOINT, keys.TRANSFORMER, MODEL, jnp.bfloat16)
+    weights.load_weights(CHECKPOINT, keys.TRANSFORMER, MODEL, jnp.bfloat16)
     for path, variable in weights.parameters(MODEL).items():
         assert isinstance(variable.get_value(), jax.ShapeDtypeStruct)
         assert first[path].dtype == jnp.float32
@@ -104,7 +106,7 @@ def test_a_converted_checkpoint_is_encoded_like_the_file(tmp_path, scheme):
     with ocp.StandardCheckpointer() as checkpointer:
         tree = {path: variable.get_value() for path, variable in loaded().items()}
         checkpointer.save(tmp_path / "transformer", tree)
-    converted = weights.OrbaxCheckpoint(tmp_path, CHECKPOINT.config, CHECKPOINT.shapes)
+    converted = OrbaxCheckpoint(tmp_path, CHECKPOINT.config, CHECKPOINT.shapes)
     equal(loaded(place(2, 4), scheme, converted), loaded(None, scheme))
 
 
@@ -122,7 +124,7 @@ def test_bytes_and_scales_of_a_row_lie_together():
 def test_random_weights_run_and_do_not_depend_on_the_devices(scheme):
     def drawn(shardings, dtype=jnp.float32):
         key = jax.random.key(0)
-        return weights.random(keys.TRANSFORMER, MODEL, key, dtype, shardings, scheme)
+        return weights.random_weights(keys.TRANSFORMER, MODEL, key, dtype, shardings, scheme)
 
     model = drawn(None)
     values, where = weights.parameters(drawn(place(2, 4))), place(2, 4)

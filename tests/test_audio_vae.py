@@ -25,12 +25,12 @@ run = nnx.jit(lambda model, x: model(x))
 
 def load_encoder(dtype="float32") -> nnx.Module:
     model = nnx.eval_shape(lambda: AudioEncoder(CONFIG))
-    return weights.load(CHECKPOINT, keys.AUDIO_ENCODER, model, jnp.dtype(dtype))
+    return weights.load_weights(CHECKPOINT, keys.AUDIO_ENCODER, model, jnp.dtype(dtype))
 
 
 def load_decoder(dtype="float32") -> nnx.Module:
     model = nnx.eval_shape(lambda: AudioDecoder(CONFIG))
-    return weights.load(CHECKPOINT, keys.AUDIO_DECODER, model, jnp.dtype(dtype))
+    return weights.load_weights(CHECKPOINT, keys.AUDIO_DECODER, model, jnp.dtype(dtype))
 
 
 @pytest.mark.parametrize("frames", [1, 18, 19, 21])

@@ -32,7 +32,7 @@ def connect():
     width = checkpoint.shapes["text_embedding_projection.aggregate_embed.weight"][1]
     config = ConnectorConfig.from_metadata(checkpoint.config, width)
     abstract = nnx.eval_shape(lambda: Connectors(config))
-    model = weights.load(checkpoint, keys.CONNECTORS, abstract, jnp.dtype("float32"))
+    model = weights.load_weights(checkpoint, keys.CONNECTORS, abstract, jnp.dtype("float32"))
     return jax.jit(lambda hidden_states, mask: model(hidden_states, mask))
 
 

@@ -12,6 +12,7 @@ from justdubit_jax.models.gemma import Gemma, GemmaConfig
 from justdubit_jax.preprocessing.buckets import pool_mask
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.checkpoint import open_safetensors
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def gemma(tmp_path_factory):
 def test_gemma_s_weights_are_the_model_s(gemma):
     config = GemmaConfig.from_folder_config(json.loads((gemma / "config.json").read_text()))
     assert sum(config.sliding) == len(config.sliding) - 1  # one global layer
-    checkpoint = weights.open_safetensors([gemma / "model.safetensors"])
+    checkpoint = open_safetensors([gemma / "model.safetensors"])
     assert not weights.compare(keys.GEMMA, nnx.eval_shape(lambda: Gemma(config)), checkpoint.shapes)
     with checkpoint.reader() as read:
         embedding = read("language_model.model.embed_tokens.weight", (slice(None), slice(None)))

@@ -12,6 +12,7 @@ from justdubit_jax.sampling import loop as denoise
 from justdubit_jax.sampling.loop import Conditioned, Guidance, Settings
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.parts import build_part
 
 GOLDEN, META = load_golden("tokens")
 DENOISING, DENOISING_META = load_golden("denoise_19b")
@@ -33,8 +34,8 @@ def changed(**changes) -> Settings:
 @functools.cache
 def model():
     checkpoint = golden_checkpoint("transformer_19b")
-    abstract = weights.build(keys.TRANSFORMER, checkpoint.config, checkpoint.shapes)
-    return weights.load(checkpoint, keys.TRANSFORMER, abstract, jnp.float32)
+    abstract = build_part(keys.TRANSFORMER, checkpoint.config, checkpoint.shapes)
+    return weights.load_weights(checkpoint, keys.TRANSFORMER, abstract, jnp.float32)
 
 
 def conditioned(name: str) -> Conditioned:

@@ -34,7 +34,7 @@ def _encode(dtype: str):
     checkpoint = golden_checkpoint("gemma")
     config = GemmaConfig.from_folder_config(checkpoint.config)
     abstract = nnx.eval_shape(lambda: Gemma(config))
-    model = weights.load(checkpoint, keys.GEMMA, abstract, jnp.dtype(dtype))
+    model = weights.load_weights(checkpoint, keys.GEMMA, abstract, jnp.dtype(dtype))
     return jax.jit(lambda ids, mask: model(ids, mask))
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.parts import build_part
 
 CONFIG = json.loads((Path(__file__).parent / "ltx-2-19b-dev.config.json").read_text())
 # in_features of the 19B's text projection: Gemma 3 12B's 3840 x 49 hidden states.
@@ -17,7 +18,7 @@ AGGREGATE = {"text_embedding_projection.aggregate_embed.weight": (3840, 188160)}
 def full_size():
     """Checkpoint key -> shape of all parts at 19B, built without memory."""
     return {
-        name: weights.expected(part, weights.build(part, CONFIG, AGGREGATE))
+        name: weights.expected(part, build_part(part, CONFIG, AGGREGATE))
         for name, part in keys.PARTS.items()
     }
 

@@ -48,7 +48,7 @@ def adapted():
         lora.attach(model, config)
         return model
 
-    model = weights.load(checkpoint, keys.TRANSFORMER, nnx.eval_shape(build), jnp.float32)
+    model = weights.load_weights(checkpoint, keys.TRANSFORMER, nnx.eval_shape(build), jnp.float32)
     return lora.split(model)
 
 

@@ -18,13 +18,13 @@ from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.planning import memory as plan
 from justdubit_jax.training import settings, step
-from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.checkpoint import open_checkpoint
 
 
 @pytest.fixture(scope="module")
 def toy(demo, tmp_path_factory):
     run = settings.read(config(demo, tmp_path_factory.mktemp("plan")))
-    source = weights.open_checkpoint(run.model_path)
+    source = open_checkpoint(run.model_path)
     training = step.prepare(run, source.config, sharding.make_mesh(*run.mesh))
     bucket = train.read_data(run)[0][0]
     return plan.compiled(training, data.read_sample(bucket.samples[0]), bucket.grid)

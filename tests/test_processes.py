@@ -21,7 +21,7 @@ from justdubit_jax.devices import sharding
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.planning import memory as plan
 from justdubit_jax.training import settings, step
-from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.checkpoint import open_checkpoint
 
 FLAGS = (
     "--config.optimization.steps=2",
@@ -86,7 +86,7 @@ def sharded(demo, tmp_path_factory):
         patch.setattr(sharding, "_SMALLEST_SHARDED", 2)
         flags = ("--config.mesh.data=2", "--config.mesh.fsdp=4")
         run = settings.read(config(demo, tmp_path_factory.mktemp("sharded"), *flags))
-        source = weights.open_checkpoint(run.model_path)
+        source = open_checkpoint(run.model_path)
         training = step.prepare(run, source.config, sharding.make_mesh(*run.mesh))
         bucket = train.read_data(run)[0][0]
         sample = data.read_sample(bucket.samples[0])

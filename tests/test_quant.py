@@ -166,7 +166,7 @@ def golden_loss(scheme):
     """The golden step's loss of (adapters, draws) with a bfloat16 model."""
     adapter = lora.LoRAConfig(META["rank"], META["alpha"], 0.0, TARGETS)
     model, _ = lora.adapted_model(CHECKPOINT.config, adapter)
-    model = weights.load(CHECKPOINT, keys.TRANSFORMER, model, jnp.bfloat16, None, scheme)
+    model = weights.load_weights(CHECKPOINT, keys.TRANSFORMER, model, jnp.bfloat16, None, scheme)
     graphdef, _, frozen = lora.split(model)
 
     def loss(adapters, draws):

@@ -14,6 +14,7 @@ from justdubit_jax.errors import InputError
 from justdubit_jax.latents.tiling import DEFAULT_TILING, Tiling, decode_tiled, encode_tiled
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.parts import build_part
 
 CHECKPOINT = golden_checkpoint("video_vae")
 SMALL = Tiling(pixels=128, pixel_overlap=64, frames=25, frame_overlap=9)
@@ -132,15 +133,15 @@ run = nnx.jit(lambda model, x: model(x))
 
 @pytest.fixture(scope="module")
 def encode() -> Callable:
-    model = weights.build(keys.VIDEO_ENCODER, CHECKPOINT.config, CHECKPOINT.shapes)
-    model = weights.load(CHECKPOINT, keys.VIDEO_ENCODER, model, jnp.float32)
+    model = build_part(keys.VIDEO_ENCODER, CHECKPOINT.config, CHECKPOINT.shapes)
+    model = weights.load_weights(CHECKPOINT, keys.VIDEO_ENCODER, model, jnp.float32)
     return lambda tile: run(model, tile)
 
 
 @pytest.fixture(scope="module")
 def decode() -> Callable:
-    model = weights.build(keys.VIDEO_DECODER, CHECKPOINT.config, CHECKPOINT.shapes)
-    model = weights.load(CHECKPOINT, keys.VIDEO_DECODER, model, jnp.float32)
+    model = build_part(keys.VIDEO_DECODER, CHECKPOINT.config, CHECKPOINT.shapes)
+    model = weights.load_weights(CHECKPOINT, keys.VIDEO_DECODER, model, jnp.float32)
     return lambda tile: run(model, tile)
 
 

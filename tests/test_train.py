@@ -25,7 +25,7 @@ from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.layers import Frozen
 from justdubit_jax.planning import memory as plan
 from justdubit_jax.training import settings, step
-from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.checkpoint import open_checkpoint
 
 REPO = Path(__file__).parents[1]
 
@@ -50,7 +50,7 @@ def one_step(demo, tmp_path, data_axis: int, fsdp: int, batch_size: int, *more: 
         config(demo, tmp_path, *mesh_flags, f"--config.optimization.batch_size={batch_size}")
     )
     mesh = sharding.make_mesh(*run.mesh)
-    source = weights.open_checkpoint(run.model_path)
+    source = open_checkpoint(run.model_path)
     training = step.prepare(run, source.config, mesh)
     frozen = train.load_base(training, source)
     for want, leaf in zip(jax.tree.leaves(training.frozen), jax.tree.leaves(frozen), strict=True):
@@ -87,7 +87,7 @@ def test_eight_devices_give_the_step_of_one(demo, tmp_path, single, monkeypatch,
 
 def test_the_base_is_frozen_by_type(demo, tmp_path):
     run = settings.read(config(demo, tmp_path))
-    model, matched = lora.adapted_model(weights.open_checkpoint(run.model_path).config, run.lora)
+    model, matched = lora.adapted_model(open_checkpoint(run.model_path).config, run.lora)
     kinds = {type(v) for _, v in nnx.to_flat_state(nnx.state(model))}
     assert kinds == {Frozen, nnx.LoRAParam}
     assert {target: len(names) for target, names in matched.items()} == {

@@ -14,6 +14,7 @@ from justdubit_jax.models.transformer import Modality, Transformer
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.parts import build_part
 
 # 30 x the reference's own float32 error, at least 2e-5 (the golden vectors' README).
 LIMIT = 2e-5
@@ -22,8 +23,8 @@ LIMIT = 2e-5
 @functools.cache
 def model():
     checkpoint = golden_checkpoint("transformer_19b")
-    abstract = weights.build(keys.TRANSFORMER, checkpoint.config, checkpoint.shapes)
-    return weights.load(checkpoint, keys.TRANSFORMER, abstract, jnp.float32)
+    abstract = build_part(keys.TRANSFORMER, checkpoint.config, checkpoint.shapes)
+    return weights.load_weights(checkpoint, keys.TRANSFORMER, abstract, jnp.float32)
 
 
 run = nnx.jit(
@@ -134,8 +135,8 @@ def test_isolated_tokens_take_no_part_in_the_attention_between_modalities():
 
 def test_bfloat16_is_close_to_float32():
     checkpoint = golden_checkpoint("transformer_19b")
-    abstract = weights.build(keys.TRANSFORMER, checkpoint.config, checkpoint.shapes)
-    half = weights.load(checkpoint, keys.TRANSFORMER, abstract, jnp.bfloat16)
+    abstract = build_part(keys.TRANSFORMER, checkpoint.config, checkpoint.shapes)
+    half = weights.load_weights(checkpoint, keys.TRANSFORMER, abstract, jnp.bfloat16)
     video, audio = (m._replace(latents=m.latents.astype(jnp.bfloat16)) for m in inputs())
     got = run(half, video, audio, cross_timestep="own")
     want = run(model(), *inputs(), cross_timestep="own")

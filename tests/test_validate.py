@@ -33,6 +33,7 @@ from justdubit_jax.validation import fixed_loss as evaluate
 from justdubit_jax.validation import rounds as validate
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.checkpoint import open_checkpoint
 
 
 def flags(demo, *more):
@@ -131,7 +132,7 @@ def test_a_failing_sample_is_reported_and_training_goes_on(demo, tmp_path, monke
 
 def test_prompts_are_encoded_once(demo, tmp_path, monkeypatch):
     checkpoint_path, gemma = demo / "assets/ltx-2-tiny.safetensors", demo / "assets/gemma"
-    checkpoint = weights.open_checkpoint(checkpoint_path)
+    checkpoint = open_checkpoint(checkpoint_path)
     arguments = (checkpoint, checkpoint_path, gemma, tmp_path)
     first = prompts.encode(["a", "b"], *arguments)
     monkeypatch.setattr(codec, "text_encoder", None)
@@ -165,7 +166,7 @@ def prepared(demo, tmp_path_factory):
     more += (f"--config.validation.reference_videos={clips}",)
     more += ("--config.validation.videos_per_prompt=2", "--config.validation.guidance_rescale=0.7")
     run = settings.read(config(demo, tmp_path_factory.mktemp("prepared"), *flags(demo, *more)))
-    return run, validate.prepare(run, weights.open_checkpoint(run.model_path))
+    return run, validate.prepare(run, open_checkpoint(run.model_path))
 
 
 def on_mesh(demo, prepared, mesh, interrupted=lambda: False, **change):
@@ -173,12 +174,12 @@ def on_mesh(demo, prepared, mesh, interrupted=lambda: False, **change):
     run, encoded = prepared
     run = dataclasses.replace(run, validation=dataclasses.replace(run.validation, **change))
     source, place = (
-        weights.open_checkpoint(run.model_path),
+        open_checkpoint(run.model_path),
         functools.partial(sharding.weight, mesh),
     )
     model, _ = lora.adapted_model(source.config, run.lora)
     graphdef, shapes, frozen = lora.split(
-        weights.load(source, keys.TRANSFORMER, model, run.dtype, place)
+        weights.load_weights(source, keys.TRANSFORMER, model, run.dtype, place)
     )
     trained = lora.read_file(lora.export_path(demo / "run", 60), shapes)
     adapters = {path: jax.device_put(x, place(path, x.shape)) for path, x in trained.items()}

@@ -73,13 +73,13 @@ def video(golden) -> np.ndarray:
 @pytest.fixture(scope="module")
 def encoder() -> nnx.Module:
     model = abstract_encoder(CHECKPOINT.config["vae"])
-    return weights.load(CHECKPOINT, keys.VIDEO_ENCODER, model, jnp.dtype("float32"))
+    return weights.load_weights(CHECKPOINT, keys.VIDEO_ENCODER, model, jnp.dtype("float32"))
 
 
 @pytest.fixture(scope="module")
 def decoder() -> nnx.Module:
     model = abstract_decoder(CHECKPOINT.config["vae"])
-    return weights.load(CHECKPOINT, keys.VIDEO_DECODER, model, jnp.dtype("float32"))
+    return weights.load_weights(CHECKPOINT, keys.VIDEO_DECODER, model, jnp.dtype("float32"))
 
 
 def test_encodes_one_frame_as_the_reference(golden, video, encoder):

@@ -20,7 +20,7 @@ run = nnx.jit(lambda model, x: model(x))
 
 def load(dtype="float32") -> nnx.Module:
     vocoder = nnx.eval_shape(lambda: Vocoder(CONFIG))
-    return weights.load(CHECKPOINT, keys.VOCODER, vocoder, jnp.dtype(dtype))
+    return weights.load_weights(CHECKPOINT, keys.VOCODER, vocoder, jnp.dtype(dtype))
 
 
 @pytest.mark.parametrize("suffix", ["", "_odd"])

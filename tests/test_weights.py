@@ -15,6 +15,8 @@ from safetensors.numpy import load_file, save_file
 from justdubit_jax.errors import InputError
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.checkpoint import open_checkpoint, open_gemma
+from justdubit_jax.weights.parts import build_part
 
 REPO = Path(__file__).parents[1]
 
@@ -46,11 +48,11 @@ def changed(demo, tmp_path, change, config=None) -> Path:
 
 
 def test_every_part_equals_the_file(demo):
-    source = weights.open_checkpoint(tiny(demo))
+    source = open_checkpoint(tiny(demo))
     tensors = load_file(tiny(demo))
     for part in keys.PARTS.values():
-        model = weights.build(part, source.config, source.shapes)
-        model = weights.load(source, part, model, jnp.float32)
+        model = build_part(part, source.config, source.shapes)
+        model = weights.load_weights(source, part, model, jnp.float32)
         for path, variable in weights.parameters(model).items():
             value = np.asarray(variable.get_value())
             blocks = enumerate(value) if part.is_stacked(path) else [(None, value)]
@@ -59,9 +61,9 @@ def test_every_part_equals_the_file(demo):
 
 
 def test_dtypes_are_the_runs_but_for_the_small_tables(demo):
-    source = weights.open_checkpoint(tiny(demo))
-    model = weights.build(keys.TRANSFORMER, source.config, source.shapes)
-    model = weights.load(source, keys.TRANSFORMER, model, jnp.bfloat16)
+    source = open_checkpoint(tiny(demo))
+    model = build_part(keys.TRANSFORMER, source.config, source.shapes)
+    model = weights.load_weights(source, keys.TRANSFORMER, model, jnp.bfloat16)
     for path, variable in weights.parameters(model).items():
         want = jnp.float32 if path.endswith("scale_shift_table") else jnp.bfloat16
         assert variable.get_value().dtype == want, path
@@ -71,9 +73,11 @@ def test_a_converted_folder_is_the_file(demo, converted):
     for part in keys.PARTS.values():
         models = []
         for path in (tiny(demo), converted):
-            source = weights.open_checkpoint(path)
-            model = weights.build(part, source.config, source.shapes)
-            models.append(weights.parameters(weights.load(source, part, model, jnp.float32)))
+            source = open_checkpoint(path)
+            model = build_part(part, source.config, source.shapes)
+            models.append(
+                weights.parameters(weights.load_weights(source, part, model, jnp.float32))
+            )
         for path, variable in models[0].items():
             np.testing.assert_array_equal(variable.get_value(), models[1][path].get_value())
 
@@ -101,10 +105,10 @@ def test_training_takes_a_converted_folder(demo, converted, tmp_path):
     ],
 )
 def test_mismatches_are_named(demo, tmp_path, change, message):
-    source = weights.open_checkpoint(changed(demo, tmp_path, change))
-    model = weights.build(keys.VOCODER, source.config, source.shapes)
+    source = open_checkpoint(changed(demo, tmp_path, change))
+    model = build_part(keys.VOCODER, source.config, source.shapes)
     with pytest.raises(InputError) as raised:
-        weights.load(source, keys.VOCODER, model, jnp.float32)
+        weights.load_weights(source, keys.VOCODER, model, jnp.float32)
     assert message in str(raised.value)
 
 
@@ -114,38 +118,38 @@ def test_all_mismatches_are_gathered(demo, tmp_path):
             tensors.pop(f"vocoder.{name}")
         tensors["vocoder.a"] = tensors["vocoder.b"] = np.zeros(1)
 
-    source = weights.open_checkpoint(changed(demo, tmp_path, change))
-    model = weights.build(keys.VOCODER, source.config, source.shapes)
+    source = open_checkpoint(changed(demo, tmp_path, change))
+    model = build_part(keys.VOCODER, source.config, source.shapes)
     with pytest.raises(InputError, match=r"2 missing.*; 2 unexpected"):
-        weights.load(source, keys.VOCODER, model, jnp.float32)
+        weights.load_weights(source, keys.VOCODER, model, jnp.float32)
 
 
 def test_tensors_of_no_part_are_an_error(demo, tmp_path):
     path = changed(demo, tmp_path, lambda t: t.update({"lm_head.weight": np.zeros(2)}))
     with pytest.raises(InputError, match=r"1 tensors of no known part \(lm_head.weight\)"):
-        weights.open_checkpoint(path)
+        open_checkpoint(path)
 
 
 def test_files_that_are_no_checkpoint(demo, tmp_path):
     with pytest.raises(InputError, match="no `config`"):
-        weights.open_checkpoint(changed(demo, tmp_path, lambda t: None, config={}))
+        open_checkpoint(changed(demo, tmp_path, lambda t: None, config={}))
     (tmp_path / "text.safetensors").write_text("hello")
     with pytest.raises(InputError, match="not a readable safetensors"):
-        weights.open_checkpoint(tmp_path / "text.safetensors")
+        open_checkpoint(tmp_path / "text.safetensors")
     with pytest.raises(InputError, match=r"checkpoint.json is missing"):
-        weights.open_checkpoint(tmp_path)
+        open_checkpoint(tmp_path)
 
 
 def test_a_cut_off_file_is_an_error(demo, tmp_path):
     path = tmp_path / "cut.safetensors"
     path.write_bytes(tiny(demo).read_bytes()[:-1000])
     with pytest.raises(InputError, match="not a readable safetensors"):
-        weights.open_checkpoint(path)
+        open_checkpoint(path)
 
 
 def test_gemma_folders(demo, tmp_path):
-    source = weights.open_gemma(demo / "assets/gemma")
-    model = weights.build(keys.GEMMA, source.config, source.shapes)
+    source = open_gemma(demo / "assets/gemma")
+    model = build_part(keys.GEMMA, source.config, source.shapes)
     assert not weights.compare(keys.GEMMA, model, source.shapes)
     shutil.copytree(demo / "assets/gemma", tmp_path / "g")
     tensors = load_file(tmp_path / "g/model.safetensors")
@@ -153,11 +157,11 @@ def test_gemma_folders(demo, tmp_path):
     (tmp_path / "g/model.safetensors").unlink()
     for i, part in enumerate((names[:20], names[20:])):
         save_file({n: tensors[n] for n in part}, tmp_path / f"g/model-{i}.safetensors")
-    sharded = weights.open_gemma(tmp_path / "g")
+    sharded = open_gemma(tmp_path / "g")
     assert sharded.shapes == source.shapes
     save_file({"lm_head.weight": np.zeros(2)}, tmp_path / "g/model-9.safetensors")
     with pytest.raises(InputError, match="not of Gemma 3"):
-        weights.open_gemma(tmp_path / "g")
+        open_gemma(tmp_path / "g")
 
 
 def test_check_only_writes_nothing_and_says_what_is_wrong(demo, tmp_path):
@@ -171,7 +175,7 @@ def test_check_only_writes_nothing_and_says_what_is_wrong(demo, tmp_path):
 
 
 def test_a_manifest_is_checked_without_tensors(demo, tmp_path):
-    source = weights.open_checkpoint(tiny(demo))
+    source = open_checkpoint(tiny(demo))
     tensors = {key: ["BF16", list(shape)] for key, shape in source.shapes.items()}
     (tmp_path / "a.manifest.json").write_text(json.dumps({"tensors": tensors}))
     (tmp_path / "a.config.json").write_text(json.dumps(source.config))
@@ -188,9 +192,9 @@ def test_stacks_are_filled_where_they_belong(demo):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    source = weights.open_checkpoint(tiny(demo))
-    model = weights.build(keys.TRANSFORMER, source.config, source.shapes)
+    source = open_checkpoint(tiny(demo))
+    model = build_part(keys.TRANSFORMER, source.config, source.shapes)
     place = lambda path, shape: spec if path.startswith("blocks.") and shape[1] % 8 == 0 else whole  # noqa: E731
-    loaded = weights.load(source, keys.TRANSFORMER, model, jnp.float32, place)
+    loaded = weights.load_weights(source, keys.TRANSFORMER, model, jnp.float32, place)
     for path, variable in weights.parameters(loaded).items():
         assert variable.get_value().sharding == place(path, variable.shape)

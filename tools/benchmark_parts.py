@@ -32,6 +32,8 @@ from justdubit_jax.sampling import loop as denoise
 from justdubit_jax.sampling.loop import Conditioned
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.checkpoint import open_checkpoint
+from justdubit_jax.weights.parts import build_part
 
 FPS = 25
 STATISTICS = "vae.per_channel_statistics.mean-of-means"  # one for each latent channel
@@ -72,13 +74,13 @@ def load(args: argparse.Namespace) -> dict[str, Any]:
     """Read the transformer into the device's memory, first from the disk, then from its cache."""
     with tempfile.TemporaryDirectory() as folder:
         path = args.model_path or make_transformer(Path(folder), args.layers, args.width)
-        checkpoint = weights.open_checkpoint(path)
+        checkpoint = open_checkpoint(path)
         drop_from_cache(path)
         times, size = [], 0
         for _ in range(1 + args.runs):
             start = time.perf_counter()
-            model = weights.build(keys.TRANSFORMER, checkpoint.config, checkpoint.shapes)
-            model = weights.load(checkpoint, keys.TRANSFORMER, model, None)
+            model = build_part(keys.TRANSFORMER, checkpoint.config, checkpoint.shapes)
+            model = weights.load_weights(checkpoint, keys.TRANSFORMER, model, None)
             arrays = [v.get_value() for v in weights.parameters(model).values()]
             jax.block_until_ready(arrays)
             times.append(time.perf_counter() - start)
@@ -98,7 +100,7 @@ def load(args: argparse.Namespace) -> dict[str, Any]:
 def make_transformer(folder: Path, layers: int, width: int) -> Path:
     """A checkpoint of the transformer alone, bfloat16."""
     config = benchmark_size.config_of(layers, width)
-    shapes = weights.expected(keys.TRANSFORMER, weights.build(keys.TRANSFORMER, config, {}))
+    shapes = weights.expected(keys.TRANSFORMER, build_part(keys.TRANSFORMER, config, {}))
     rng = np.random.default_rng(0)
     tensors = {
         key: rng.standard_normal(shape, np.float32).astype(jnp.bfloat16)
@@ -127,7 +129,7 @@ def encode(args: argparse.Namespace) -> dict[str, Any]:
         0, 256, (bucket.frames, bucket.height, bucket.width, 3), np.uint8
     )
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = weights.open_checkpoint(args.model_path or toy_checkpoint(Path(folder)))
+        checkpoint = open_checkpoint(args.model_path or toy_checkpoint(Path(folder)))
         run = codec.video_encoder(checkpoint, codec.default_dtype(), DEFAULT_TILING)
     first, *times = (_seconds(lambda: run([frames])) for _ in range(1 + args.runs))
     seconds = statistics.median(times)
@@ -147,7 +149,7 @@ def sample_steps(args: argparse.Namespace) -> dict[str, Any]:
     size = benchmark_size.read_size(args)
     run = size.settings()
     model, _ = lora.adapted_model(size.config, run.lora)
-    model = weights.random(keys.TRANSFORMER, model, jax.random.key(0), run.dtype)
+    model = weights.random_weights(keys.TRANSFORMER, model, jax.random.key(0), run.dtype)
     graphdef, shapes, frozen = lora.split(model)
     adapters = lora.init(shapes, jax.random.key(0))
     guidance = denoise.Guidance(cfg=args.guidance_scale)
@@ -192,7 +194,7 @@ def decode(args: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {"resolution": args.resolution}
     with tempfile.TemporaryDirectory() as folder:
         path = args.model_path or toy_checkpoint(Path(folder))
-        weights.open_checkpoint(path)
+        open_checkpoint(path)
         pool = concurrent.futures.ProcessPoolExecutor(
             max_workers=1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1
         )
@@ -212,7 +214,7 @@ def decode(args: argparse.Namespace) -> dict[str, Any]:
 
 def decode_one(path: Path, bucket: Bucket) -> tuple[float, float, float, str]:
     """Seconds, bytes before the clip, peak bytes and their source."""
-    checkpoint = weights.open_checkpoint(path)
+    checkpoint = open_checkpoint(path)
     run = codec.video_decoder(checkpoint, codec.default_dtype(), DEFAULT_TILING)
     channels = checkpoint.shapes[STATISTICS][0]
     shape = (

@@ -106,7 +106,7 @@ class Step:
         mesh = sharding.make_mesh(*run.mesh)
         training = step.prepare(run, size.config, mesh)
         place = functools.partial(sharding.weight, mesh)
-        model = weights.random(
+        model = weights.random_weights(
             keys.TRANSFORMER,
             training.model,
             jax.random.key(0),

@@ -26,6 +26,13 @@ from justdubit_jax import cli
 from justdubit_jax.errors import InputError
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.checkpoint import (
+    SafetensorsCheckpoint,
+    Shapes,
+    open_safetensors,
+    unowned,
+)
+from justdubit_jax.weights.parts import build_part
 
 
 def main() -> None:
@@ -35,7 +42,7 @@ def main() -> None:
         config, shapes = read_manifest(args.manifest, args.config)
         checkpoint = None
     else:
-        checkpoint = weights.open_safetensors([args.checkpoint])
+        checkpoint = open_safetensors([args.checkpoint])
         config, shapes = checkpoint.config, checkpoint.shapes
         if not config:
             raise InputError(f"{args.checkpoint}: no `config` in the file's metadata")
@@ -47,12 +54,12 @@ def main() -> None:
         console.print(f"wrote {args.out}", soft_wrap=True)
 
 
-def report(console: Console, config: dict[str, Any], shapes: weights.Shapes) -> int:
+def report(console: Console, config: dict[str, Any], shapes: Shapes) -> int:
     """Print what each part has and lacks; returns the number of tensors that do not fit."""
     table = Table("part", "tensors", "parameters", "missing", "unexpected", "mis-shaped")
     lines, problems = [], 0
     for part in keys.PARTS.values():
-        model = weights.build(part, config, shapes)
+        model = build_part(part, config, shapes)
         mismatch = weights.compare(part, model, shapes)
         wanted = weights.expected(part, model)
         size = sum(math.prod(shape) for shape in wanted.values())
@@ -63,7 +70,7 @@ def report(console: Console, config: dict[str, Any], shapes: weights.Shapes) -> 
     console.print(table)
     unused = [key for key in shapes if key in keys.UNUSED]
     console.print(f"used by no module: {len(unused)}: {', '.join(unused) or '-'}", soft_wrap=True)
-    unknown = weights.unowned(shapes)
+    unknown = unowned(shapes)
     if unknown:
         lines.append(f"of no known part: {', '.join(unknown)}")
     for line in lines:
@@ -71,7 +78,7 @@ def report(console: Console, config: dict[str, Any], shapes: weights.Shapes) -> 
     return problems + len(unknown)
 
 
-def convert(checkpoint: weights.SafetensorsCheckpoint, out: Path) -> None:
+def convert(checkpoint: SafetensorsCheckpoint, out: Path) -> None:
     """Write every part, in the file's dtypes, to a folder that appears when it is complete."""
     if out.exists():
         raise InputError(f"{out}: exists already")
@@ -81,8 +88,8 @@ def convert(checkpoint: weights.SafetensorsCheckpoint, out: Path) -> None:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             for part in keys.PARTS.values():
-                model = weights.build(part, checkpoint.config, checkpoint.shapes)
-                model = weights.load(checkpoint, part, model, None)
+                model = build_part(part, checkpoint.config, checkpoint.shapes)
+                model = weights.load_weights(checkpoint, part, model, None)
                 arrays = {path: v.get_value() for path, v in weights.parameters(model).items()}
                 checkpointer.save((temporary / part.name).absolute(), arrays)
                 checkpointer.wait_until_finished()
@@ -94,7 +101,7 @@ def convert(checkpoint: weights.SafetensorsCheckpoint, out: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_manifest(path: Path, config_path: Path | None) -> tuple[dict[str, Any], weights.Shapes]:
+def read_manifest(path: Path, config_path: Path | None) -> tuple[dict[str, Any], Shapes]:
     """The config and the shapes of a manifest."""
     if config_path is None:
         config_path = path.with_name(path.name.replace(".manifest.json", ".config.json"))

@@ -18,6 +18,8 @@ from justdubit_jax.models.transformer import Modality, Transformer
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.checkpoint import SafetensorsCheckpoint, open_safetensors
+from justdubit_jax.weights.parts import build_part
 
 Tensors = dict[str, np.ndarray]
 
@@ -46,9 +48,9 @@ class Golden:
         return {**read(self.beside("inputs_file"), "input."), **read(self.path, "input.")}
 
     @functools.cached_property
-    def weights(self) -> weights.SafetensorsCheckpoint:
+    def weights(self) -> SafetensorsCheckpoint:
         """The checkpoint `meta.weights_file`, else the file itself."""
-        return weights.open_safetensors([self.beside("weights_file")])
+        return open_safetensors([self.beside("weights_file")])
 
     def beside(self, key: str) -> Path:
         """The file that a key of `meta` names (a remark may follow the name), else this one."""
@@ -67,8 +69,8 @@ def read(path: Path, prefix: str) -> Tensors:
 
 def load(golden: Golden, part: keys.Part) -> Any:
     source = golden.weights
-    model = weights.build(part, source.config, source.shapes)
-    return weights.load(source, part, model, jnp.float32)
+    model = build_part(part, source.config, source.shapes)
+    return weights.load_weights(source, part, model, jnp.float32)
 
 
 def load_transformer(golden: Golden, adapted: bool = False) -> Transformer:
@@ -84,7 +86,7 @@ def load_transformer(golden: Golden, adapted: bool = False) -> Transformer:
         return model
 
     model = nnx.eval_shape(build)
-    return weights.load(golden.weights, keys.TRANSFORMER, model, jnp.float32)
+    return weights.load_weights(golden.weights, keys.TRANSFORMER, model, jnp.float32)
 
 
 def modality(golden: Golden, name: str, text_mask: bool) -> Modality:

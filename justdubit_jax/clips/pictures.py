@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-# Made by protobuf when they are imported, where pyright does not see them.
 from justdubit_jax.files import replacing
 
 _TILE_HEIGHT = 160  # pixels of a frame in a grid

@@ -26,6 +26,7 @@ from justdubit_jax.training import settings
 from justdubit_jax.validation import fixed_loss as evaluate
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.checkpoint import open_checkpoint
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo.py"
 SAMPLES = 4
@@ -116,9 +117,11 @@ def main(workdir: Path) -> None:
 
 def losses(run: settings.Settings) -> list[dict[str, float]]:
     """The fixed loss with the untrained and with the trained adapters."""
-    source = weights.open_checkpoint(run.model_path)
+    source = open_checkpoint(run.model_path)
     model, _ = lora.adapted_model(source.config, run.lora)
-    model = weights.load(source, keys.TRANSFORMER, model, run.dtype, scheme=run.quantization)
+    model = weights.load_weights(
+        source, keys.TRANSFORMER, model, run.dtype, scheme=run.quantization
+    )
     graphdef, shapes, frozen = lora.split(model)
     with contextlib.closing(Checkpoints(run.output_dir / "state")) as checkpoints:
         trained = checkpoints.adapters(run.steps)

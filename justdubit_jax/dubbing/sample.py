@@ -23,7 +23,7 @@ from justdubit_jax.models import tokens
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.sampling import loop as denoise
 from justdubit_jax.sampling.loop import Conditioned
-from justdubit_jax.weights.load import Checkpoint
+from justdubit_jax.weights.checkpoint import Checkpoint
 
 Streams = tuple[Conditioned, Conditioned]  # of video, of audio
 

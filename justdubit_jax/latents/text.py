@@ -24,7 +24,8 @@ from justdubit_jax.models.mel import MelConfig, log_mel
 from justdubit_jax.models.vocoder import Vocoder
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
-from justdubit_jax.weights.load import Checkpoint
+from justdubit_jax.weights.checkpoint import Checkpoint, open_gemma
+from justdubit_jax.weights.parts import build_part, load_part
 
 PROMPT_TOKENS = 1024
 
@@ -47,7 +48,7 @@ def video_encoder(
 
     Clips are encoded as one batch, or each in tiles.
     """
-    model = _load(checkpoint, keys.VIDEO_ENCODER, dtype)
+    model = load_part(checkpoint, keys.VIDEO_ENCODER, dtype)
 
     @nnx.jit
     def encode(model: Any, frames: jax.Array) -> jax.Array:
@@ -68,7 +69,7 @@ def video_decoder(
     checkpoint: Checkpoint, dtype: DTypeLike, tiling: Tiling
 ) -> Callable[[Latents], Iterator[Frames]]:
     """Normalised latents [c, f, y, x] to a clip, in tiles: the frames of each as it is decoded."""
-    model = _load(checkpoint, keys.VIDEO_DECODER, dtype)
+    model = load_part(checkpoint, keys.VIDEO_DECODER, dtype)
 
     @nnx.jit
     def decode(model: Any, latents: jax.Array) -> jax.Array:
@@ -85,7 +86,7 @@ def audio_encoder(checkpoint: Checkpoint) -> tuple[Callable[[Sound], Latents], i
 
     In float32: the log-mel's quiet parts do not survive bfloat16.
     """
-    model: AudioEncoder = _load(checkpoint, keys.AUDIO_ENCODER, jnp.float32)
+    model: AudioEncoder = load_part(checkpoint, keys.AUDIO_ENCODER, jnp.float32)
     mel = MelConfig.from_metadata(checkpoint.config)
     encode = nnx.jit(lambda model, sound: model(log_mel(sound, mel)))
     return lambda sound: np.asarray(encode(model, jnp.asarray(sound)[None])[0]), mel.sample_rate
@@ -104,8 +105,8 @@ def audio_latent_shape(checkpoint: Checkpoint) -> tuple[int, int]:
 
 def audio_decoder(checkpoint: Checkpoint) -> tuple[Callable[[Latents], Sound], int]:
     """Normalised latents [c, t, m] to stereo sound, and its sample rate. In float32."""
-    decoder: AudioDecoder = _load(checkpoint, keys.AUDIO_DECODER, jnp.float32)
-    vocoder: Vocoder = _load(checkpoint, keys.VOCODER, jnp.float32)
+    decoder: AudioDecoder = load_part(checkpoint, keys.AUDIO_DECODER, jnp.float32)
+    vocoder: Vocoder = load_part(checkpoint, keys.VOCODER, jnp.float32)
     decode = nnx.jit(lambda decoder, vocoder, latents: vocoder(decoder(latents)))
 
     def run(latents: Latents) -> Sound:
@@ -121,10 +122,10 @@ def text_encoder(
 
     The padding of a prompt is filled with the connectors' registers, so all tokens count.
     """
-    gemma_files = weights.open_gemma(gemma_folder)
-    gemma_model = weights.build(keys.GEMMA, gemma_files.config, gemma_files.shapes)
+    gemma_files = open_gemma(gemma_folder)
+    gemma_model = build_part(keys.GEMMA, gemma_files.config, gemma_files.shapes)
     config = gemma_model.config
-    connectors_model = weights.build(keys.CONNECTORS, checkpoint.config, checkpoint.shapes)
+    connectors_model = build_part(keys.CONNECTORS, checkpoint.config, checkpoint.shapes)
     width = config.hidden_size * (len(config.sliding) + 1)
     if (wanted := connectors_model.aggregate_embed.weight.shape[1]) != width:
         raise InputError(
@@ -132,8 +133,8 @@ def text_encoder(
             f"= {width} wide, the checkpoint's text projection takes {wanted}"
         )
     tokenize = load_tokenizer(gemma_folder, config.vocab_size)
-    gemma = weights.load(gemma_files, keys.GEMMA, gemma_model, dtype)
-    connectors = weights.load(checkpoint, keys.CONNECTORS, connectors_model, dtype)
+    gemma = weights.load_weights(gemma_files, keys.GEMMA, gemma_model, dtype)
+    connectors = weights.load_weights(checkpoint, keys.CONNECTORS, connectors_model, dtype)
 
     @nnx.jit
     def encode(gemma: Any, connectors: Any, ids: jax.Array, mask: jax.Array) -> Any:
@@ -179,11 +180,6 @@ def load_tokenizer(
         return np.asarray(ids, np.int32), np.asarray(mask, np.int32)
 
     return run
-
-
-def _load(checkpoint: Checkpoint, part: keys.Part, dtype: DTypeLike) -> Any:
-    model = weights.build(part, checkpoint.config, checkpoint.shapes)
-    return weights.load(checkpoint, part, model, dtype)
 
 
 def _from_pixels(frames: Frames) -> Float[np.ndarray, "3 f y x"]:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from justdubit_jax.data import samples as data
 from justdubit_jax.files import save_safetensors
 from justdubit_jax.latents import text as codec
-from justdubit_jax.weights.load import Checkpoint
+from justdubit_jax.weights.checkpoint import Checkpoint
 
 
 def encode(

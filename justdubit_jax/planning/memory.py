@@ -1,12 +1,10 @@
 """What a run needs, read off the compiled step: memory by part, operations, and whether it fits."""
 
 import dataclasses
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +25,6 @@ from justdubit_jax.training import objective
 from justdubit_jax.training.objective import Batch
 from justdubit_jax.training.settings import Settings
 from justdubit_jax.training.step import Training, sample_of_shape
-from justdubit_jax.weights import load as weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,16 +68,6 @@ def compiled(training: Training, sample: Batch, grid: tuple[int, int, int]) -> P
     """Compile the step for samples like this one, of that latent grid."""
     step = training.lower(sample, grid).compile()
     return Program(step, make_plan(training, sample, step))
-
-
-def checkpoint_config(path: Path) -> dict[str, Any]:
-    """The config of a checkpoint, or of a JSON file that holds it alone."""
-    if path.suffix != ".json":
-        return weights.open_checkpoint(path).config
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: not a checkpoint's config as JSON: {error}") from None
 
 
 def sample_like_validation(

@@ -80,7 +80,7 @@ def prepare(
     """
     model, targets = lora.adapted_model(config, run.lora)
     place = functools.partial(sharding.weight, mesh)
-    stored = weights.abstract(model, run.dtype, place, run.quantization)
+    stored = weights.abstract_weights(model, run.dtype, place, run.quantization)
     graphdef, adapters, frozen = lora.split(stored)
     names = {
         path: [_PARAMETER_NAME.format(name) for name in lora.names(path, leaf.shape)]

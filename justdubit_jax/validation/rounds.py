@@ -38,7 +38,7 @@ from justdubit_jax.sampling import loop as denoise
 from justdubit_jax.training.settings import Settings, is_due
 from justdubit_jax.training.step import Training
 from justdubit_jax.validation import fixed_loss as evaluate
-from justdubit_jax.weights.load import Checkpoint
+from justdubit_jax.weights.checkpoint import Checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
