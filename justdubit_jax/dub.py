@@ -23,6 +23,7 @@ from justdubit_jax.dubbing import sample
 from justdubit_jax.errors import InputError
 from justdubit_jax.latents import text as codec
 from justdubit_jax.lora import adapters as lora
+from justdubit_jax.lora import files as lora_files
 from justdubit_jax.runs import display as report
 from justdubit_jax.sampling import loop as denoise
 from justdubit_jax.sampling.loop import Guidance
@@ -52,11 +53,11 @@ def main(args: argparse.Namespace) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     check_writable(args.out)
     checkpoint = open_checkpoint(args.model_path)
-    config = lora.config_of(args.lora)
+    config = lora_files.config_of(args.lora)
     config = dataclasses.replace(config, alpha=config.alpha * args.lora_strength)
     model, _ = lora.adapted_model(checkpoint.config, config)
     graphdef, shapes, _ = lora.split(model)
-    adapters = lora.read_file(args.lora, shapes)
+    adapters = lora_files.read_file(args.lora, shapes)
     settings = sampling_settings(args)
     settings.check(model.config.layers)
     job = read_job(args, checkpoint, console)

@@ -30,6 +30,7 @@ from justdubit_jax.devices import processes as distributed
 from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
+from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.attention import attention
 from justdubit_jax.planning import memory as plan
 from justdubit_jax.planning.stand_in import flash_stand_in
@@ -130,7 +131,7 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
     if stopped:
         console.print(f"stopped at step {int(state.step)}; the same command continues")
     else:
-        console.print(f"done: {lora.export_path(run.output_dir, run.steps)}")
+        console.print(f"done: {lora_files.export_path(run.output_dir, run.steps)}")
 
 
 def dry_run(config: ConfigDict, memory: int | None) -> None:
@@ -274,12 +275,12 @@ def export_lora(training: Training, state: State, only_missing: bool = False) ->
     run, step = training.run, int(state.step)
     metadata = {**lora_record(training), "step": str(step)}
     for adapters, mean in ((state.adapters, False), (state.mean, True)):
-        path = lora.export_path(run.output_dir, step, mean)
+        path = lora_files.export_path(run.output_dir, step, mean)
         if adapters is None or (only_missing and path.exists()):
             continue
         tensors = distributed.gathered(adapters)
         if distributed.is_first():
-            lora.write_file(path, tensors, run.export_dtype, metadata)
+            lora_files.write_file(path, tensors, run.export_dtype, metadata)
 
 
 def remove_old(run: Settings, checkpoints: Checkpoints) -> None:
@@ -293,7 +294,7 @@ def remove_old(run: Settings, checkpoints: Checkpoints) -> None:
     checkpoints.keep_only(kept)
     if distributed.is_first():
         for path in (run.output_dir / "checkpoints").glob("lora_weights_step_*.safetensors"):
-            if lora.step_of(path) not in kept:
+            if lora_files.step_of(path) not in kept:
                 path.unlink()
 
 

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
+from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.layers import Linear
 from justdubit_jax.models.transformer import Transformer
 from justdubit_jax.models.transformer_config import TransformerConfig
@@ -32,7 +33,9 @@ def shapes(config: TransformerConfig = CONFIG, rank: int = 4, targets=TARGETS):
 
 def test_19b_at_rank_128_has_the_published_keys_and_shapes():
     text = (Path(__file__).parent / "ltx-2-19b-dev.config.json").read_text()
-    tensors = lora.file_tensors(shapes(TransformerConfig.from_metadata(json.loads(text)), 128))
+    tensors = lora_files.file_tensors(
+        shapes(TransformerConfig.from_metadata(json.loads(text)), 128)
+    )
     # Counts of PEFT's adapter on the reference's LTXModel (rank 128, the six targets).
     assert len(tensors) == 2688
     assert sum(int(np.prod(t.shape)) for t in tensors.values()) == 1_233_125_376
@@ -43,9 +46,9 @@ def test_19b_at_rank_128_has_the_published_keys_and_shapes():
 
 
 def test_file_round_trip_is_exact(tmp_path):
-    adapters = lora.read_file(ADAPTER, shapes())
+    adapters = lora_files.read_file(ADAPTER, shapes())
     path = tmp_path / "out.safetensors"
-    lora.write_file(path, adapters, jnp.float32, {"rank": "4"})
+    lora_files.write_file(path, adapters, jnp.float32, {"rank": "4"})
     want, got = load_file(ADAPTER), load_file(path)
     assert want.keys() == got.keys()
     assert all((want[key] == got[key]).all() for key in want)
@@ -56,7 +59,7 @@ def test_file_round_trip_is_exact(tmp_path):
 
 def test_precision_of_the_file(tmp_path):
     path = tmp_path / "out.safetensors"
-    lora.write_file(path, lora.read_file(ADAPTER, shapes()), jnp.bfloat16, {})
+    lora_files.write_file(path, lora_files.read_file(ADAPTER, shapes()), jnp.bfloat16, {})
     assert {tensor.dtype for tensor in load_file(path).values()} == {jnp.dtype(jnp.bfloat16)}
 
 
@@ -106,20 +109,20 @@ def broken(tmp_path: Path, change) -> Path:
 )
 def test_files_that_do_not_fit(tmp_path, change, message):
     with pytest.raises(InputError, match=message):
-        lora.read_file(broken(tmp_path, change), shapes())
+        lora_files.read_file(broken(tmp_path, change), shapes())
 
 
 def test_a_file_that_is_none(tmp_path):
     (tmp_path / "x.safetensors").write_text("no")
     with pytest.raises(InputError, match="not a readable LoRA"):
-        lora.read_file(tmp_path / "x.safetensors", shapes())
+        lora_files.read_file(tmp_path / "x.safetensors", shapes())
 
 
 def test_nothing_is_written_when_a_value_is_not_finite(tmp_path):
     adapters = lora.init(shapes(), jax.random.key(0))
     adapters["blocks.video.attn1.to_q.lora.A"] *= jnp.nan
     with pytest.raises(InputError, match="not finite"):
-        lora.write_file(tmp_path / "x.safetensors", adapters, jnp.float32, {})
+        lora_files.write_file(tmp_path / "x.safetensors", adapters, jnp.float32, {})
     assert not list(tmp_path.iterdir())
 
 

@@ -13,6 +13,7 @@ from reference import FOLDER, error, golden_checkpoint, load_golden
 from safetensors.numpy import save_file
 
 from justdubit_jax.lora import adapters as lora
+from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.attention import Execution
 from justdubit_jax.models.transformer import Transformer
 from justdubit_jax.models.transformer_config import TransformerConfig
@@ -57,7 +58,7 @@ def start(adapted, tmp_path_factory):
     path = tmp_path_factory.mktemp("lora") / "start.safetensors"
     prefix = "lora_start."
     save_file({k.removeprefix(prefix): v for k, v in GOLDEN.items() if k.startswith(prefix)}, path)
-    return lora.read_file(path, adapted[1])
+    return lora_files.read_file(path, adapted[1])
 
 
 def batch() -> objective.Batch:
@@ -104,7 +105,7 @@ def test_three_steps_equal_the_reference(adapted, start):
     groups = tuple((g["pattern"], g["lr"]) for g in META["lr_groups"])
     rates = optim.base_rates(names, META["lr"], groups)
     low = {
-        lora.FILE_PREFIX + re.sub(r"base_model\.model\.|\.default", "", name)
+        lora_files.FILE_PREFIX + re.sub(r"base_model\.model\.|\.default", "", name)
         for path, blocks in names.items()
         for name, rate in zip(blocks, rates[path], strict=True)
         if rate < META["lr"]
@@ -133,7 +134,7 @@ def test_three_steps_equal_the_reference(adapted, start):
             assert error(terms[name], GOLDEN[f"expect.step{i}.{name}"]) < LIMIT, (i, name)
         rates_now = [schedule(rate, i) for rate in (META["lr"], groups[0][1])]
         np.testing.assert_allclose(rates_now, GOLDEN[f"expect.step{i}.lr"], rtol=1e-6)
-        for name, gradient in lora.file_tensors(gradients).items():
+        for name, gradient in lora_files.file_tensors(gradients).items():
             if (key := f"expect.step{i}.grad.{name}") in GOLDEN:
                 assert error(gradient, GOLDEN[key]) < LIMIT, key
 
@@ -143,7 +144,7 @@ def test_three_steps_equal_the_reference(adapted, start):
         differences = np.concatenate(
             [
                 ((np.asarray(value) - GOLDEN[f"expect.step2.param.{name}"]) / rate).ravel()
-                for name, value in lora.file_tensors(adapters).items()
+                for name, value in lora_files.file_tensors(adapters).items()
                 if (name in low) == group
             ]
         )
@@ -169,7 +170,7 @@ def test_what_is_recomputed_does_not_change_the_gradient(adapted, start, remat):
     )
     found = gradient(start, draws(0), FACE if GOLDEN["input.use_face_mask"][0] else EVERYWHERE)
     largest = max(np.abs(leaf).max() for leaf in found.values())
-    names = lora.file_tensors(found)
+    names = lora_files.file_tensors(found)
     for key, want in GOLDEN.items():
         if key.startswith("expect.step0.grad."):
             name = key.removeprefix("expect.step0.grad.")
@@ -191,7 +192,7 @@ def test_forward_with_a_lora_file(adapted, case):
     from test_transformer import LIMIT, REFERENCES, inputs, run
 
     graphdef, shapes, frozen = adapted
-    adapters = lora.read_file(FOLDER / "lora_adapter_19b.safetensors", shapes)
+    adapters = lora_files.read_file(FOLDER / "lora_adapter_19b.safetensors", shapes)
     isolated = REFERENCES if case else (0, 0)
     model = lora.merge(graphdef, adapters, frozen)
     got = run(model, *inputs(), cross_timestep="other", isolated=isolated)

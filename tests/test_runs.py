@@ -22,6 +22,7 @@ from test_train import REPO, config, export, one_step
 from justdubit_jax import train
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
+from justdubit_jax.lora import files as lora_files
 from justdubit_jax.runs import fingerprint, metrics
 from justdubit_jax.runs import state as checkpoint
 from justdubit_jax.training import objective, settings
@@ -61,11 +62,12 @@ def test_sigterm_saves_and_the_same_command_continues(demo, finished, tmp_path, 
         patch.setattr(metrics.Metrics, "add", add)
         train.main(run)
     assert checkpoint.Checkpoints(tmp_path / "out/state").steps == [2, 3]
-    assert lora.export_path(tmp_path / "out", 3).is_file()
+    assert lora_files.export_path(tmp_path / "out", 3).is_file()
     train.main(run)
     for mean in (False, True):
         assert same(
-            lora.export_path(tmp_path / "out", 4, mean), lora.export_path(finished, 4, mean)
+            lora_files.export_path(tmp_path / "out", 4, mean),
+            lora_files.export_path(finished, 4, mean),
         )
 
 
@@ -81,13 +83,13 @@ def test_sigterm_before_the_first_step_exits_with_0(demo, tmp_path, monkeypatch)
 
 def test_the_mean_is_the_adapters_running_mean(finished):
     first, second = export(finished, 1), export(finished, 2)
-    mean = load_file(lora.export_path(finished, 2, mean=True))
+    mean = load_file(lora_files.export_path(finished, 2, mean=True))
     assert mean.keys() == second.keys()
     for key in (key for key in mean if "lora_B" in key):  # which start as zeros
         want = 0.75 * 0.25 * first[key] + 0.25 * second[key]
         np.testing.assert_allclose(mean[key], want, atol=1e-9)
     with contextlib.closing(checkpoint.Checkpoints(finished / "state")) as checkpoints:
-        saved = lora.file_tensors(checkpoints.adapters(2, mean=True))
+        saved = lora_files.file_tensors(checkpoints.adapters(2, mean=True))
     assert all((saved[key] == mean[key]).all() for key in mean)
 
 
@@ -155,8 +157,10 @@ def test_fresh_moves_the_run_aside(demo, finished, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(finished, output)
     train.main(config(demo, output, *FOUR, *EXTRAS), fresh=True)
-    assert same(lora.export_path(output, 4), lora.export_path(finished, 4))
-    assert same(lora.export_path(output / "previous/1", 4), lora.export_path(finished, 4))
+    assert same(lora_files.export_path(output, 4), lora_files.export_path(finished, 4))
+    assert same(
+        lora_files.export_path(output / "previous/1", 4), lora_files.export_path(finished, 4)
+    )
 
 
 def test_lora_files_without_their_state_are_not_overwritten(demo, finished, tmp_path):
@@ -189,7 +193,7 @@ def test_harmless_keys_may_change(demo, finished, tmp_path, capsys):
     flags = ("--config.optimization.steps=5", "--config.checkpoints.interval=5")
     train.main(config(demo, output, *EXTRAS, *flags, "--config.mesh.data=2"))  # two devices now
     assert "mesh.data" in capsys.readouterr().err
-    assert lora.export_path(output, 5).is_file()
+    assert lora_files.export_path(output, 5).is_file()
     assert [json.loads(line)["step"] for line in (output / "metrics.jsonl").open()] == [
         1,
         2,
@@ -210,12 +214,12 @@ def test_a_line_that_a_kill_cut_off_does_not_count(demo, finished, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(finished, output)
     shutil.rmtree(output / "state/4")
-    lora.export_path(output, 4).unlink()
+    lora_files.export_path(output, 4).unlink()
     with (output / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "lo')
     (output / "checkpoints/.lora_weights_step_00004.tmp-1.safetensors").write_bytes(b"half")
     train.main(config(demo, output, *FOUR, *EXTRAS))
-    assert same(lora.export_path(output, 4), lora.export_path(finished, 4))
+    assert same(lora_files.export_path(output, 4), lora_files.export_path(finished, 4))
     assert not list(output.glob("checkpoints/.*"))
 
 
@@ -231,7 +235,7 @@ def test_the_best_step_is_never_removed(demo, tmp_path):
     best = json.loads((tmp_path / "best.json").read_text())["step"]
     kept = {best, 4}
     assert set(checkpoint.Checkpoints(tmp_path / "state").steps) == kept
-    assert {lora.step_of(path) for path in (tmp_path / "checkpoints").iterdir()} == kept
+    assert {lora_files.step_of(path) for path in (tmp_path / "checkpoints").iterdir()} == kept
 
 
 SAVING = """

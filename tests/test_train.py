@@ -22,6 +22,7 @@ from justdubit_jax.data import samples as data
 from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
+from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.layers import Frozen
 from justdubit_jax.planning import memory as plan
 from justdubit_jax.training import settings, step
@@ -112,14 +113,14 @@ def finished(demo, tmp_path_factory):
 
 
 def export(output: Path, step: int) -> dict[str, np.ndarray]:
-    return load_file(lora.export_path(output, step))
+    return load_file(lora_files.export_path(output, step))
 
 
 def test_continuing_is_bit_equal_to_not_stopping(demo, finished, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(finished, output)
     shutil.rmtree(output / "state/4")
-    lora.export_path(output, 4).unlink()
+    lora_files.export_path(output, 4).unlink()
     train.main(config(demo, output, *SHORT, "--config.lora.dropout=0.1"))
     want, got = export(finished, 4), export(output, 4)
     assert want.keys() == got.keys()
@@ -134,15 +135,15 @@ def test_continuing_is_bit_equal_to_not_stopping(demo, finished, tmp_path):
 def test_a_finished_run_started_again_does_nothing(demo, finished, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(finished, output)
-    before = lora.export_path(output, 4).stat().st_mtime_ns
+    before = lora_files.export_path(output, 4).stat().st_mtime_ns
     train.main(config(demo, output, *SHORT, "--config.lora.dropout=0.1"))
-    assert lora.export_path(output, 4).stat().st_mtime_ns == before
+    assert lora_files.export_path(output, 4).stat().st_mtime_ns == before
 
 
 def test_a_lora_file_lost_in_a_crash_is_written_again(demo, finished, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(finished, output)
-    lora.export_path(output, 4).unlink()
+    lora_files.export_path(output, 4).unlink()
     train.main(config(demo, output, *SHORT, "--config.lora.dropout=0.1"))
     assert export(output, 4).keys() == export(finished, 4).keys()
 
@@ -154,12 +155,15 @@ def test_export_of_an_earlier_step_equals_the_one_made_then(finished, tmp_path):
     subprocess.run(command, check=True, cwd=REPO, capture_output=True)
     want, got = export(finished, 2), load_file(out)
     assert want.keys() == got.keys() and all((want[key] == got[key]).all() for key in want)
-    with safe_open(out, "numpy") as ours, safe_open(lora.export_path(finished, 2), "numpy") as then:
+    with (
+        safe_open(out, "numpy") as ours,
+        safe_open(lora_files.export_path(finished, 2), "numpy") as then,
+    ):
         assert ours.metadata() == then.metadata()
 
 
 def test_the_file_says_what_it_was_trained_with(finished):
-    with safe_open(lora.export_path(finished, 4), framework="numpy") as file:
+    with safe_open(lora_files.export_path(finished, 4), framework="numpy") as file:
         metadata = file.metadata()
         dtypes = {file.get_tensor(k).dtype for k in file.keys()}  # noqa: SIM118
     assert metadata["cross_timestep"] == "own"

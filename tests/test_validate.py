@@ -26,6 +26,7 @@ from justdubit_jax.errors import InputError
 from justdubit_jax.latents import text as codec
 from justdubit_jax.latents import text_cache as prompts
 from justdubit_jax.lora import adapters as lora
+from justdubit_jax.lora import files as lora_files
 from justdubit_jax.runs import display as report
 from justdubit_jax.sampling.loop import Guidance
 from justdubit_jax.training import settings
@@ -87,14 +88,14 @@ def test_guidance_of_the_sound_is_the_pictures_unless_given(demo, tmp_path):
 def without(demo, tmp_path_factory):
     output = tmp_path_factory.mktemp("without") / "out"
     train.main(config(demo, output, *flags(demo, "--config.validation.interval=0")))
-    return load_file(lora.export_path(output, 3))
+    return load_file(lora_files.export_path(output, 3))
 
 
 def test_sampling_changes_nothing_in_the_training(demo, without, tmp_path):
     more = ("--config.validation.videos_per_prompt=2",)
     more += ("--config.validation.include_reference_in_output=True",)
     train.main(config(demo, tmp_path / "out", *flags(demo, *more)))
-    got = load_file(lora.export_path(tmp_path / "out", 3))
+    got = load_file(lora_files.export_path(tmp_path / "out", 3))
     assert all((got[key] == without[key]).all() for key in without)
     names = sorted(p.name for p in (tmp_path / "out/samples").glob("*.mp4"))
     assert names == [f"step_{step:06d}_{n}.mp4" for step in (0, 2) for n in (1, 2)]
@@ -116,7 +117,7 @@ def test_a_run_killed_while_sampling_continues_from_its_checkpoint(
         patch.setattr(validate.Sampler, "write", killed)
         train.main(config(demo, tmp_path / "out", *flags(demo)))
     train.main(config(demo, tmp_path / "out", *flags(demo)))
-    got = load_file(lora.export_path(tmp_path / "out", 3))
+    got = load_file(lora_files.export_path(tmp_path / "out", 3))
     assert all((got[key] == without[key]).all() for key in without)
 
 
@@ -127,7 +128,7 @@ def test_a_failing_sample_is_reported_and_training_goes_on(demo, tmp_path, monke
     monkeypatch.setattr(sample, "decode", fails)
     train.main(config(demo, tmp_path / "out", *flags(demo)))
     assert "sample 1 of step 2 was not written: out of memory" in capsys.readouterr().err
-    assert lora.export_path(tmp_path / "out", 3).is_file()
+    assert lora_files.export_path(tmp_path / "out", 3).is_file()
 
 
 def test_prompts_are_encoded_once(demo, tmp_path, monkeypatch):
@@ -181,7 +182,7 @@ def on_mesh(demo, prepared, mesh, interrupted=lambda: False, **change):
     graphdef, shapes, frozen = lora.split(
         weights.load_weights(source, keys.TRANSFORMER, model, run.dtype, place)
     )
-    trained = lora.read_file(lora.export_path(demo / "run", 60), shapes)
+    trained = lora_files.read_file(lora_files.export_path(demo / "run", 60), shapes)
     adapters = {path: jax.device_put(x, place(path, x.shape)) for path, x in trained.items()}
     display = report.Display(Console(file=io.StringIO()), 1)
     sampler = validate.Sampler(
@@ -291,7 +292,7 @@ def test_a_perturbed_block_outside_the_model_ends_it_before_the_first_step(demo,
     more = ("--config.validation.stg_scale=1.0", "--config.validation.stg_blocks=(3,)")
     with pytest.raises(InputError, match="expected 0 to 2"):
         train.main(config(demo, tmp_path / "out", *flags(demo, *more)))
-    assert not lora.export_path(tmp_path / "out", 2).exists()
+    assert not lora_files.export_path(tmp_path / "out", 2).exists()
 
 
 def test_a_clip_that_cannot_be_dubbed_ends_it_before_the_first_step(demo, tmp_path):

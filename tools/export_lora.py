@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from justdubit_jax import cli
 from justdubit_jax.errors import InputError
-from justdubit_jax.lora import adapters as lora
+from justdubit_jax.lora import files as lora_files
 from justdubit_jax.runs.state import Checkpoints
 
 
@@ -26,9 +26,9 @@ def main() -> None:
         raise InputError(f"{state}: no complete step")
     step = checkpoints.steps[-1] if args.step is None else args.step
     adapters = checkpoints.adapters(step, args.mean)
-    out = args.out or lora.export_path(args.run, step, args.mean)
+    out = args.out or lora_files.export_path(args.run, step, args.mean)
     metadata = {**checkpoints.meta(step)["lora"], "step": str(step)}
-    lora.write_file(out, adapters, jnp.dtype(args.precision), metadata)
+    lora_files.write_file(out, adapters, jnp.dtype(args.precision), metadata)
     print(out)
 
 

@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 
 from justdubit_jax import cli
 from justdubit_jax.errors import InputError
-from justdubit_jax.lora import adapters as lora
+from justdubit_jax.lora import files as lora_files
 
 REPO = Path(__file__).parents[1]
 EVERY = 3  # steps between checkpoints
@@ -121,7 +121,7 @@ def reached(output: Path) -> str:
 def check(calm: Path, killed: Path, steps: int) -> None:
     """Raises InputError if the final files or the logged losses differ."""
     for mean in (False, True):
-        a, b = (lora.export_path(folder, steps, mean) for folder in (calm, killed))
+        a, b = (lora_files.export_path(folder, steps, mean) for folder in (calm, killed))
         left, right = load_file(a), load_file(b)
         if left.keys() != right.keys() or any((left[k] != right[k]).any() for k in left):
             raise InputError(f"{b}: differs from {a}")

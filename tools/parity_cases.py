@@ -33,6 +33,7 @@ from parity_sampling import denoising, schedule_and_steps, skip_of
 from justdubit_jax.errors import InputError
 from justdubit_jax.files import save_safetensors
 from justdubit_jax.lora import adapters as lora
+from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models import mel, tokens
 from justdubit_jax.models.attention import frequency_grid, rotary_table
 from justdubit_jax.models.transformer import Modality, Transformer
@@ -172,7 +173,7 @@ def cross_mask(golden: Golden, wanted: Collection[str]) -> Tensors:
 
 def lora_forward(golden: Golden, wanted: Collection[str]) -> Tensors:
     graphdef, shapes, frozen = lora.split(load_transformer(golden, adapted=True))
-    adapters = lora.read_file(golden.beside("adapter_file"), shapes)
+    adapters = lora_files.read_file(golden.beside("adapter_file"), shapes)
     return _velocities(golden, wanted, lora.merge(graphdef, adapters, frozen))
 
 
@@ -288,7 +289,7 @@ def _mask_weights(golden: Golden, masked: bool) -> tuple[float, float]:
 
 
 def _file_tensors(adapters: Any) -> Tensors:
-    return lora.file_tensors(jax.device_get(adapters))
+    return lora_files.file_tensors(jax.device_get(adapters))
 
 
 def _start(golden: Golden, shapes: Mapping[str, Any]) -> lora.Adapters:
@@ -296,7 +297,7 @@ def _start(golden: Golden, shapes: Mapping[str, Any]) -> lora.Adapters:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lora_start.safetensors"
         save_safetensors(path, read(golden.path, "lora_start."), {})
-        return lora.read_file(path, shapes)
+        return lora_files.read_file(path, shapes)
 
 
 def _optimizer(
@@ -313,7 +314,7 @@ def _optimizer(
         max_grad_norm=golden.meta["clip_grad_norm"],
     )
     names = {
-        path: [f"{lora.FILE_PREFIX}{name}.weight" for name in lora.names(path, leaf.shape)]
+        path: [f"{lora_files.FILE_PREFIX}{name}.weight" for name in lora.names(path, leaf.shape)]
         for path, leaf in shapes.items()
     }
     b1, b2 = adamw["betas"]

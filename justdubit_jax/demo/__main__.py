@@ -21,6 +21,7 @@ from justdubit_jax.demo import assets as demo_assets
 from justdubit_jax.demo import checkpoint as demo_checkpoint
 from justdubit_jax.devices import sharding
 from justdubit_jax.lora import adapters as lora
+from justdubit_jax.lora import files as lora_files
 from justdubit_jax.runs.state import Checkpoints
 from justdubit_jax.training import settings
 from justdubit_jax.validation import fixed_loss as evaluate
@@ -91,7 +92,7 @@ def main(workdir: Path) -> None:
     train.main(config)
 
     run = settings.read(config)
-    path = lora.export_path(run_dir, run.steps)
+    path = lora_files.export_path(run_dir, run.steps)
     dub_arguments = [
         *("--video", str(reference), "--prompt", caption, "--lora", str(path)),
         *("--model-path", str(checkpoint), "--text-encoder-path", str(gemma)),

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,8 +11,9 @@ import numpy as np
 import optax
 
 from justdubit_jax.devices import sharding
-from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
+from justdubit_jax.lora import files as lora_files
+from justdubit_jax.lora.files import newest_lora
 from justdubit_jax.models.attention import Attend, Execution, attention
 from justdubit_jax.models.transformer import Transformer
 from justdubit_jax.models.transformer_config import CrossTimestep, TransformerConfig
@@ -133,7 +133,7 @@ def first_state(training: Training) -> State:
         adapters = start(jax.random.key(run.seed))
     else:
         file = newest_lora(run.load_checkpoint)
-        adapters = sharding.place_whole(lora.read_file(file, shapes), place.adapters)
+        adapters = sharding.place_whole(lora_files.read_file(file, shapes), place.adapters)
     moments = jax.jit(training.optimizer.init, out_shardings=place.moments)(adapters)
     step = jax.jit(lambda: jnp.int32(0), out_shardings=place.step)()
     mean = None
@@ -141,16 +141,6 @@ def first_state(training: Training) -> State:
         copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=place.mean)
         mean = copy(adapters)
     return State(adapters, moments, step, mean)
-
-
-def newest_lora(path: Path) -> Path:
-    """The file itself, or the one with the highest step in a folder."""
-    if path.is_file():
-        return path
-    files = [p for p in path.rglob("*step_*.safetensors") if p.stem.rpartition("_")[2].isdigit()]
-    if not files:
-        raise InputError(f"config: model.load_checkpoint: {path} has no *step_*.safetensors")
-    return max(files, key=lambda p: int(p.stem.rpartition("_")[2]))
 
 
 def make_step(

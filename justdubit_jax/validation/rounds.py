@@ -31,6 +31,7 @@ from justdubit_jax.files import replacing
 from justdubit_jax.latents import text as codec
 from justdubit_jax.latents import text_cache as prompts
 from justdubit_jax.lora import adapters as lora
+from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.transformer_config import CrossTimestep, TransformerConfig
 from justdubit_jax.runs import display as report
 from justdubit_jax.runs.metrics import Metrics
@@ -394,7 +395,7 @@ class Rounds:
         if self._run.keep_best and self._holdout:
             with self._metrics.pause():
                 record = self._holdout.measure(step, adapters, frozen)
-                self._holdout.name_best(record, lora.export_path(self._run.output_dir, step))
+                self._holdout.name_best(record, lora_files.export_path(self._run.output_dir, step))
 
 
 def best_step(output: Path) -> int | None:
