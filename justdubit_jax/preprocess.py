@@ -19,7 +19,7 @@ import argparse
 import dataclasses
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -32,16 +32,14 @@ from justdubit_jax import cli
 from justdubit_jax.clips import read as media
 from justdubit_jax.clips.scale import resize_and_crop
 from justdubit_jax.clips.write import write_video, write_wav
+from justdubit_jax.data.precomputed import TENSORS, metadata_of, read, remove, save
 from justdubit_jax.data.rows import Columns, Row, read_rows, without_llm_prefix
-from justdubit_jax.data.samples import TENSORS
 from justdubit_jax.errors import InputError
-from justdubit_jax.files import save_safetensors
 from justdubit_jax.latents import text as codec
 from justdubit_jax.latents.tiling import DEFAULT_TILING
 from justdubit_jax.models.tokens import PIXELS_PER_LATENT, video_latent_frames
 from justdubit_jax.preprocessing import buckets
 from justdubit_jax.preprocessing.buckets import Bucket
-from justdubit_jax.weights import load as weights
 from justdubit_jax.weights.checkpoint import Checkpoint, open_checkpoint
 
 
@@ -88,7 +86,7 @@ def main(args: argparse.Namespace) -> int:
                 captions = [prepare_caption(row.caption, args) for row in batch]
                 for row, contexts in zip(batch, encode(captions), strict=True):
                     tensors = dict(zip(TENSORS["conditions"], contexts, strict=True))
-                    _save(output, "conditions", row.name, tensors, _metadata_of(output, row.name))
+                    save(output, "conditions", row.name, tensors, metadata_of(output, row.name))
                 progress.advance(bar, len(batch))
             del encode
 
@@ -133,11 +131,11 @@ def encode_clips(
             for role, tensor in tensors.items():
                 if tensor is not None:
                     named = {TENSORS[role][0]: tensor}
-                    _save(output, role, item.row.name, named, _metadata(item.bucket, item.fps))
+                    save(output, role, item.row.name, named, _metadata(item.bucket, item.fps))
             yield item.row.name, None
 
     for row in rows:
-        _remove(output, row.name)
+        remove(output, row.name)
         try:
             item = load_row(row, shapes, rate)
         except InputError as error:
@@ -216,7 +214,7 @@ def decode_all(
             path = output / role / f"{name}.safetensors"
             if not path.exists():
                 continue
-            tensor, metadata = _read(path, TENSORS[role][0])
+            tensor, metadata = read(path, TENSORS[role][0])
             target = output / folder / name
             if role.endswith("audio_latents"):
                 if decode_audio:
@@ -243,31 +241,6 @@ def _metadata(bucket: Bucket, fps: Fraction) -> dict[str, str]:
         "fps": repr(float(fps)),
         "duration": repr(float(bucket.frames / fps)),
     }
-
-
-def _metadata_of(output: Path, name: str) -> dict[str, str]:
-    return _read(output / "latents" / f"{name}.safetensors", "latents")[1]
-
-
-def _read(path: Path, tensor: str) -> tuple[np.ndarray, dict[str, str]]:
-    with weights.safe_open(path, framework="numpy") as file:
-        return file.get_tensor(tensor), file.metadata()
-
-
-def _save(
-    output: Path,
-    role: str,
-    name: str,
-    tensors: Mapping[str, np.ndarray],
-    metadata: Mapping[str, str],
-) -> None:
-    save_safetensors(output / role / f"{name}.safetensors", tensors, metadata)
-
-
-def _remove(output: Path, name: str) -> None:
-    """Files of an earlier run: a clip that has changed and now fails must not leave them."""
-    for role in TENSORS:
-        (output / role / f"{name}.safetensors").unlink(missing_ok=True)
 
 
 def _set_device(name: str | None) -> None:

@@ -18,14 +18,9 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from justdubit_jax import cli, files
-from justdubit_jax.data.samples import (
-    Batches,
-    Bucket,
-    Sample,
-    find_samples,
-    make_buckets,
-    read_sample,
-)
+from justdubit_jax.data.batch import Batch
+from justdubit_jax.data.batches import Batches
+from justdubit_jax.data.samples import Bucket, Sample, find_samples, make_buckets, read_sample
 from justdubit_jax.devices import processes as distributed
 from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
@@ -41,7 +36,6 @@ from justdubit_jax.runs.metrics import Metrics, NotFinite, open_logs
 from justdubit_jax.runs.state import Checkpoints, State
 from justdubit_jax.training import optimizer as optim
 from justdubit_jax.training import settings
-from justdubit_jax.training.objective import Batch
 from justdubit_jax.training.settings import Settings, is_due
 from justdubit_jax.training.step import Training, first_state, prepare
 from justdubit_jax.validation import rounds as validate

@@ -9,7 +9,7 @@ import sys
 import jax
 
 from justdubit_jax import cli, train
-from justdubit_jax.data import samples as data
+from justdubit_jax.data.batches import Batches
 from justdubit_jax.devices import sharding
 from justdubit_jax.training import objective, settings
 
@@ -20,7 +20,7 @@ train.main(config)
 run = settings.read(config)
 mesh = sharding.make_mesh(*run.mesh)
 buckets, _ = train.read_data(run)
-bucket, _, batch = next(data.Batches(buckets, run.batch_size, 0, 0))
+bucket, _, batch = next(Batches(buckets, run.batch_size, 0, 0))
 spread = functools.partial(jax.make_array_from_process_local_data, sharding.batch(mesh))
 draw = jax.jit(
     lambda batch: objective.draw(jax.random.key(0), batch, run.sampling, 0.0, 2),

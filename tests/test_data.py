@@ -6,7 +6,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from justdubit_jax.data.samples import TENSORS, Batches, find_samples, make_buckets, read_sample
+from justdubit_jax.data.batches import Batches
+from justdubit_jax.data.precomputed import TENSORS
+from justdubit_jax.data.samples import find_samples, make_buckets, read_sample
 from justdubit_jax.errors import InputError
 
 FOLDERS = {role: role for role in TENSORS}

@@ -6,7 +6,7 @@ from conftest import run_module
 from safetensors.numpy import load_file
 
 from justdubit_jax.clips import read as media
-from justdubit_jax.data.samples import TENSORS
+from justdubit_jax.data.precomputed import TENSORS
 from justdubit_jax.demo import __main__ as demo
 
 

@@ -12,6 +12,7 @@ from flax import nnx
 from reference import FOLDER, error, golden_checkpoint, load_golden
 from safetensors.numpy import save_file
 
+from justdubit_jax.data.batch import Batch, Stream
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.attention import Execution
@@ -61,13 +62,13 @@ def start(adapted, tmp_path_factory):
     return lora_files.read_file(path, adapted[1])
 
 
-def batch() -> objective.Batch:
+def batch() -> Batch:
     def stream(name):
         x = {k.partition(f"input.{name}.")[2]: jnp.asarray(v) for k, v in GOLDEN.items()}
         lengths = x["context_mask"].sum(1).astype(jnp.int32)
-        return objective.Stream(x["x0"], x["ref"], x["positions"], x["context"], lengths)
+        return Stream(x["x0"], x["ref"], x["positions"], x["context"], lengths)
 
-    return objective.Batch(stream("video"), stream("audio"), FACE)
+    return Batch(stream("video"), stream("audio"), FACE)
 
 
 def draws(step: int) -> objective.Draw:

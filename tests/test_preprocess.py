@@ -12,8 +12,8 @@ from safetensors import safe_open
 from justdubit_jax import preprocess
 from justdubit_jax.clips import read as media
 from justdubit_jax.clips.write import write_video
+from justdubit_jax.data.precomputed import TENSORS
 from justdubit_jax.data.rows import Columns, read_rows
-from justdubit_jax.data.samples import TENSORS
 from justdubit_jax.errors import InputError
 
 

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from justdubit_jax import cli, train
 from justdubit_jax.data import samples as data
+from justdubit_jax.data.batches import Batches
 from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
@@ -60,7 +61,7 @@ def one_step(demo, tmp_path, data_axis: int, fsdp: int, batch_size: int, *more: 
     state = step.first_state(training)
     buckets, _ = train.read_data(run)
     per_step = run.accumulation * batch_size * mesh.size
-    bucket, _, batch = next(data.Batches(buckets, per_step, 0, 0))
+    bucket, _, batch = next(Batches(buckets, per_step, 0, 0))
     program = plan.compiled(training, data.read_sample(bucket.samples[0]), bucket.grid)
     state, metrics = program.run(state, frozen, train.spread(training, batch))
     jax.tree.map(np.testing.assert_array_equal, before, frozen)

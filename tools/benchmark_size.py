@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from justdubit_jax import cli
+from justdubit_jax.data.batch import Batch, Stream
 from justdubit_jax.errors import InputError
 from justdubit_jax.latents import text as codec
 from justdubit_jax.models import tokens
 from justdubit_jax.planning.flops import TokenCounts
 from justdubit_jax.training import settings
-from justdubit_jax.training.objective import Batch, Stream
 
 REPO = Path(__file__).parents[1]
 CHANNELS = 128  # of a latent token, video or audio

@@ -30,6 +30,7 @@ from parity_golden import (
 )
 from parity_sampling import denoising, schedule_and_steps, skip_of
 
+from justdubit_jax.data.batch import Batch, Stream
 from justdubit_jax.errors import InputError
 from justdubit_jax.files import save_safetensors
 from justdubit_jax.lora import adapters as lora
@@ -250,7 +251,7 @@ def _make_step(
     The mask's weights are an argument, so that a step without mask needs no compilation of its own.
     """
     inputs, threshold = golden.inputs, golden.meta["mask"]["threshold"]
-    batch = objective.Batch(_stream(golden, "video"), _stream(golden, "audio"), inputs["face_mask"])
+    batch = Batch(_stream(golden, "video"), _stream(golden, "audio"), inputs["face_mask"])
     frame_tokens = int(inputs["cond_mask"].sum(-1).max())
 
     def loss(adapters: Any, frozen: Any, draw: Any, mask_weights: Any, rule: str) -> Any:
@@ -331,12 +332,12 @@ def learning_rates(golden: Golden, names: Mapping[str, Sequence[str]]) -> dict[s
     return optim.base_rates(names, golden.meta["lr"], _groups(golden))
 
 
-def _stream(golden: Golden, name: str) -> objective.Stream:
+def _stream(golden: Golden, name: str) -> Stream:
     fields = ("x0", "ref", "positions", "context")
     target, reference, positions, context = (golden.inputs[f"{name}.{f}"] for f in fields)
     if references(golden, name) != reference.shape[1]:
         raise InputError(f"input.{name}.target: expected {reference.shape[1]} reference tokens")
-    return objective.Stream(target, reference, positions, context, context_len(golden, name))
+    return Stream(target, reference, positions, context, context_len(golden, name))
 
 
 def _draws(golden: Golden) -> list[objective.Draw]:

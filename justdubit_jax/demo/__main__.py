@@ -16,7 +16,7 @@ import jax
 from rich.console import Console
 
 from justdubit_jax import cli, dub, preprocess, train
-from justdubit_jax.data import samples as data
+from justdubit_jax.data import precomputed
 from justdubit_jax.demo import assets as demo_assets
 from justdubit_jax.demo import checkpoint as demo_checkpoint
 from justdubit_jax.devices import sharding
@@ -40,7 +40,10 @@ _MADE = (
     *(f"assets/gemma/{name}" for name in ("tokenizer_config.json", "special_tokens_map.json")),
     "dataset/dataset.json",
     *(f"dataset/clips/[0-9][0-9][0-9]_{role}.mp4" for role in ("media", "reference", "mask")),
-    *(f"dataset/.precomputed/{role}/clips/[0-9]*_media.safetensors" for role in data.TENSORS),
+    *(
+        f"dataset/.precomputed/{role}/clips/[0-9]*_media.safetensors"
+        for role in precomputed.TENSORS
+    ),
     "run/state/**",
     "run/checkpoints/lora_weights_step_*.safetensors",
     *(f"run/{name}.jsonl" for name in ("metrics", "validation")),

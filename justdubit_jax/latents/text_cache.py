@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from safetensors import safe_open
 
-from justdubit_jax.data import samples as data
+from justdubit_jax.data import precomputed
 from justdubit_jax.files import save_safetensors
 from justdubit_jax.latents import text as codec
 from justdubit_jax.weights.checkpoint import Checkpoint
@@ -30,7 +30,9 @@ def encode(
     if missing and jax.process_index() == 0:
         encoder = codec.text_encoder(checkpoint, gemma, codec.default_dtype())
         for prompt in missing:
-            tensors = dict(zip(data.TENSORS["conditions"], encoder([prompt])[0], strict=True))
+            tensors = dict(
+                zip(precomputed.TENSORS["conditions"], encoder([prompt])[0], strict=True)
+            )
             save_safetensors(files[prompt], tensors, {"prompt": prompt})
         del encoder
     # The others wait here. Their copies of the encoder may have other times, and so other hashes.
@@ -42,7 +44,7 @@ def encode(
 
 def _read(path: Path) -> codec.Contexts:
     with safe_open(path, framework="numpy") as file:
-        video, audio = (file.get_tensor(name) for name in data.TENSORS["conditions"])
+        video, audio = (file.get_tensor(name) for name in precomputed.TENSORS["conditions"])
     return video, audio
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console, Group
 from rich.table import Table
 
+from justdubit_jax.data.batch import Batch
 from justdubit_jax.errors import InputError
 from justdubit_jax.latents import text as codec
 from justdubit_jax.lora import adapters as lora
@@ -22,7 +23,6 @@ from justdubit_jax.planning import flops
 from justdubit_jax.planning.flops import StepFlops, TokenCounts
 from justdubit_jax.planning.stand_in import flash_stand_in
 from justdubit_jax.training import objective
-from justdubit_jax.training.objective import Batch
 from justdubit_jax.training.settings import Settings
 from justdubit_jax.training.step import Training, sample_of_shape
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from justdubit_jax.data.batch import Batch, Stream
 from justdubit_jax.devices import sharding
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
@@ -20,7 +21,6 @@ from justdubit_jax.models.transformer_config import CrossTimestep, TransformerCo
 from justdubit_jax.runs.state import State
 from justdubit_jax.training import objective
 from justdubit_jax.training import optimizer as optim
-from justdubit_jax.training.objective import Batch, Stream
 from justdubit_jax.training.settings import Settings
 from justdubit_jax.weights import load as weights
 

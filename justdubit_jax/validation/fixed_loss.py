@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from justdubit_jax.data import samples as data
+from justdubit_jax.data.batch import Batch
 from justdubit_jax.data.samples import Bucket, Sample
 from justdubit_jax.devices import sharding
 from justdubit_jax.lora import adapters as lora
@@ -73,7 +74,7 @@ class FixedLoss:
                     found.append({k: np.asarray(x)[: len(group)] for k, x in terms.items()})
         return jax.tree.map(lambda *x: float(np.mean(np.concatenate(x))), *found)
 
-    def _draw(self, sample: Sample, frames: int) -> tuple[objective.Batch, objective.Draw]:
+    def _draw(self, sample: Sample, frames: int) -> tuple[Batch, objective.Draw]:
         """A sample as a batch of one, and its noise."""
         batch = jax.tree.map(lambda x: jnp.asarray(x)[None], data.read_sample(sample))
         key = jax.random.key(zlib.crc32(sample.name.encode()))

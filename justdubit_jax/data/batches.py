@@ -1,0 +1,83 @@
+"""Endless shuffled batches of samples, read ahead by Grain."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from justdubit_jax.data.batch import Batch
+from justdubit_jax.data.samples import Bucket, Sample, read_sample
+
+# Without end, but the lengths of all buckets together must fit into 63 bits.
+_EPOCHS = 2**32
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Random access to one bucket for Grain: (bucket index, sample index, sample)."""
+
+    index: int
+    bucket: Bucket
+
+    def __len__(self) -> int:
+        return len(self.bucket.samples)
+
+    def __getitem__(self, index: int) -> tuple[np.int32, np.int32, Batch]:
+        sample = read_sample(self.bucket.samples[index])
+        return np.int32(self.index), np.int32(index), sample
+
+
+class Batches:
+    """Endless shuffled batches; `state` is the position, a small JSON-able record.
+
+    Each bucket is shuffled anew every epoch and cut into batches across epochs, so no sample is
+    dropped; buckets take turns in proportion to their sizes. `host` of `hosts` reads every
+    hosts-th sample.
+    """
+
+    def __init__(
+        self,
+        buckets: Sequence[Bucket],
+        batch_size: int,
+        seed: int,
+        threads: int,
+        host: int = 0,
+        hosts: int = 1,
+    ):
+        parts = [
+            grain.MapDataset.source(_Source(i, bucket))
+            .shuffle(seed=seed + i)
+            .repeat(_EPOCHS)[host::hosts]
+            .batch(batch_size)
+            for i, bucket in enumerate(buckets)
+        ]
+        sizes = [len(bucket.samples) for bucket in buckets]
+        mixed = grain.MapDataset.mix(parts, weights=sizes) if len(parts) > 1 else parts[0]
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        self.buckets = buckets
+        self._samples = batch_size * hosts
+        self._iterator = iter(mixed.to_iter_dataset(options))
+
+    def __iter__(self) -> Iterator[tuple[Bucket, list[Sample], Batch]]:
+        return self
+
+    def __next__(self) -> tuple[Bucket, list[Sample], Batch]:
+        """A batch's bucket, its samples, and the samples stacked."""
+        indices, samples, batch = next(self._iterator)
+        bucket = self.buckets[int(indices[0])]
+        return bucket, [bucket.samples[i] for i in samples], batch
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The position: batches taken by every host, and samples in one of all hosts."""
+        return {**self._iterator.get_state(), "samples": self._samples}
+
+    @state.setter
+    def state(self, state: Mapping[str, Any]) -> None:
+        taken = dict(state)
+        # Other batches begin within the one that holds the first sample not yet seen.
+        before = taken.pop("samples")
+        taken["next_index"] = taken["next_index"] * before // self._samples
+        self._iterator.set_state(taken)
