@@ -19,9 +19,11 @@ from justdubit_jax.clips import fit as clips
 from justdubit_jax.clips import read as media
 from justdubit_jax.clips.rates import exact_fps
 from justdubit_jax.clips.write import write_video
+from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.dubbing import sample
 from justdubit_jax.errors import InputError
 from justdubit_jax.latents import text as codec
+from justdubit_jax.latents.audio import audio_latent_shape, sample_rate
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.runs import display as report
@@ -63,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     job = read_job(args, checkpoint, console)
 
     guided = "negative" in settings.passes
-    encode_text = codec.text_encoder(checkpoint, args.text_encoder_path, codec.default_dtype())
+    encode_text = codec.text_encoder(checkpoint, args.text_encoder_path, default_dtype())
     prompt = encode_text([args.prompt])[0]
     negative = encode_text([args.negative_prompt])[0] if guided else None
     del encode_text
@@ -71,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
 
     model = weights.load_weights(checkpoint, keys.TRANSFORMER, model, settings.dtype)
     graphdef, _, frozen = lora.split(model)
-    audio_shape = codec.audio_latent_shape(checkpoint)
+    audio_shape = audio_latent_shape(checkpoint)
     streams = sample.conditioned(
         job, encoded, (prompt, negative), model.config, audio_shape, args.seed
     )
@@ -113,7 +115,7 @@ def sampling_settings(args: argparse.Namespace) -> denoise.Settings:
         audio=audio,
         isolate=not args.no_cross_attention_masking,
         cross_timestep=args.cross_timestep or trained_rule(args.lora),
-        dtype=codec.default_dtype(),
+        dtype=default_dtype(),
         batched=args.batch_guidance == "yes",
     )
 
@@ -124,7 +126,7 @@ def read_job(args: argparse.Namespace, checkpoint: Checkpoint, console: Console)
     for note in clip.notes:
         console.print(f"{args.video}: {note}")
     count, height, width, _ = clip.frames.shape
-    rate = codec.sample_rate(checkpoint)
+    rate = sample_rate(checkpoint)
     image = clips.fit_image(args.image, height, width) if args.image else None
     sound = media.read_audio(args.video, rate, Fraction(count) / clip.fps)
     return sample.Job(count, height, width, clip.fps, clip.frames, sound, image)

@@ -23,7 +23,6 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
@@ -34,9 +33,13 @@ from justdubit_jax.clips.scale import resize_and_crop
 from justdubit_jax.clips.write import write_video, write_wav
 from justdubit_jax.data.precomputed import TENSORS, metadata_of, read, remove, save
 from justdubit_jax.data.rows import Columns, Row, read_rows, without_llm_prefix
+from justdubit_jax.devices.choose import default_dtype, set_device
 from justdubit_jax.errors import InputError
 from justdubit_jax.latents import text as codec
+from justdubit_jax.latents.audio import audio_decoder, audio_encoder
+from justdubit_jax.latents.shapes import Frames, Sound
 from justdubit_jax.latents.tiling import DEFAULT_TILING
+from justdubit_jax.latents.video import video_decoder, video_encoder
 from justdubit_jax.models.tokens import PIXELS_PER_LATENT, video_latent_frames
 from justdubit_jax.preprocessing import buckets
 from justdubit_jax.preprocessing.buckets import Bucket
@@ -50,16 +53,16 @@ class Loaded:
     row: Row
     bucket: Bucket
     fps: Fraction
-    frames: codec.Frames
-    reference_frames: codec.Frames | None
+    frames: Frames
+    reference_frames: Frames | None
     mask: np.ndarray | None
-    sound: codec.Sound | None
-    reference_sound: codec.Sound | None
+    sound: Sound | None
+    reference_sound: Sound | None
 
 
 def main(args: argparse.Namespace) -> int:
     """Preprocess a data set; returns how many samples failed."""
-    _set_device(args.device)
+    set_device(args.device)
     console = Console(stderr=True, highlight=False)
     shapes = buckets.parse_buckets(args.resolution_buckets)
     columns = Columns(
@@ -81,7 +84,7 @@ def main(args: argparse.Namespace) -> int:
         done = [row for row in rows if row.name not in failures]
         bar = progress.add_task("captions", total=len(done))
         if done:
-            encode = codec.text_encoder(checkpoint, args.text_encoder_path, codec.default_dtype())
+            encode = codec.text_encoder(checkpoint, args.text_encoder_path, default_dtype())
             for batch in itertools.batched(done, args.batch_size):
                 captions = [prepare_caption(row.caption, args) for row in batch]
                 for row, contexts in zip(batch, encode(captions), strict=True):
@@ -112,8 +115,8 @@ def encode_clips(
 ) -> Iterator[tuple[str, str | None]]:
     """Encode and write everything but the captions; yields each name with its failure, if any."""
     tiling = DEFAULT_TILING if args.vae_tiling else None
-    encode_video = codec.video_encoder(checkpoint, codec.default_dtype(), tiling)
-    encode_audio, rate = codec.audio_encoder(checkpoint) if args.with_audio else (None, 0)
+    encode_video = video_encoder(checkpoint, default_dtype(), tiling)
+    encode_audio, rate = audio_encoder(checkpoint) if args.with_audio else (None, 0)
     waiting: dict[Bucket, list[Loaded]] = defaultdict(list)
 
     def finish(group: list[Loaded]) -> Iterator[tuple[str, None]]:
@@ -162,7 +165,7 @@ def load_row(row: Row, shapes: Sequence[Bucket], sample_rate: int) -> Loaded:
     except InputError as error:
         raise InputError(f"{row.clip}: {error}") from None
 
-    def companion(path: Path) -> codec.Frames:
+    def companion(path: Path) -> Frames:
         other = media.read_video(path, bucket.frames)
         if other.fps != clip.fps:
             raise InputError(
@@ -175,7 +178,7 @@ def load_row(row: Row, shapes: Sequence[Bucket], sample_rate: int) -> Loaded:
             )
         return resize_and_crop(other.frames, bucket.height, bucket.width)
 
-    def sound(path: Path) -> codec.Sound | None:
+    def sound(path: Path) -> Sound | None:
         seconds = Fraction(bucket.frames) / clip.fps
         return media.read_audio(path, sample_rate, seconds) if sample_rate else None
 
@@ -200,8 +203,8 @@ def decode_all(
     progress: Progress,
 ) -> None:
     """Write latents and masks back as mp4 and wav beside the folders, for a look and a listen."""
-    decode_video = codec.video_decoder(checkpoint, codec.default_dtype(), DEFAULT_TILING)
-    decode_audio, rate = codec.audio_decoder(checkpoint) if args.with_audio else (None, 0)
+    decode_video = video_decoder(checkpoint, default_dtype(), DEFAULT_TILING)
+    decode_audio, rate = audio_decoder(checkpoint) if args.with_audio else (None, 0)
     bar = progress.add_task("decoding", total=len(names))
     for name in names:
         for role, folder in (
@@ -226,7 +229,7 @@ def decode_all(
         progress.advance(bar)
 
 
-def _mask_frames(mask: np.ndarray) -> codec.Frames:
+def _mask_frames(mask: np.ndarray) -> Frames:
     """A pooled mask as grey frames of the clip's size."""
     frames = np.concatenate([mask[:1], np.repeat(mask[1:], 8, 0)])
     pixels = np.kron(frames, np.ones((1, PIXELS_PER_LATENT, PIXELS_PER_LATENT)))
@@ -241,21 +244,6 @@ def _metadata(bucket: Bucket, fps: Fraction) -> dict[str, str]:
         "fps": repr(float(fps)),
         "duration": repr(float(bucket.frames / fps)),
     }
-
-
-def _set_device(name: str | None) -> None:
-    if name is None:
-        return
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "gpu") or (index and not index.isdigit()):
-        raise InputError(f"command line: --device {name!r}: expected cpu, cuda or cuda:N")
-    if kind == "cpu":
-        jax.config.update("jax_platforms", "cpu")
-        return
-    try:
-        jax.config.update("jax_default_device", jax.devices("gpu")[int(index or 0)])
-    except (RuntimeError, IndexError):
-        raise InputError(f"command line: --device {name}: there is no such device") from None
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -135,12 +135,12 @@ def test_prompts_are_encoded_once(demo, tmp_path, monkeypatch):
     checkpoint_path, gemma = demo / "assets/ltx-2-tiny.safetensors", demo / "assets/gemma"
     checkpoint = open_checkpoint(checkpoint_path)
     arguments = (checkpoint, checkpoint_path, gemma, tmp_path)
-    first = prompts.encode(["a", "b"], *arguments)
+    first = prompts.cached_contexts(["a", "b"], *arguments)
     monkeypatch.setattr(codec, "text_encoder", None)
-    again = prompts.encode(["b", "a"], *arguments)
+    again = prompts.cached_contexts(["b", "a"], *arguments)
     assert all((x == y).all() for p in "ab" for x, y in zip(first[p], again[p], strict=True))
     with pytest.raises(TypeError):  # a new prompt needs the encoder
-        prompts.encode(["c"], *arguments)
+        prompts.cached_contexts(["c"], *arguments)
 
 
 def test_held_out_losses_are_the_same_numbers_on_every_run(demo, tmp_path):

@@ -21,10 +21,11 @@ import numpy as np
 from justdubit_jax import cli
 from justdubit_jax.clips.write import write_video
 from justdubit_jax.demo import checkpoint as demo_checkpoint
+from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.dubbing import sample
 from justdubit_jax.files import save_safetensors
-from justdubit_jax.latents import text as codec
 from justdubit_jax.latents.tiling import DEFAULT_TILING
+from justdubit_jax.latents.video import video_decoder, video_encoder
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.tokens import PIXELS_PER_LATENT, video_latent_frames
 from justdubit_jax.preprocessing.buckets import Bucket, parse_buckets
@@ -130,7 +131,7 @@ def encode(args: argparse.Namespace) -> dict[str, Any]:
     )
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = open_checkpoint(args.model_path or toy_checkpoint(Path(folder)))
-        run = codec.video_encoder(checkpoint, codec.default_dtype(), DEFAULT_TILING)
+        run = video_encoder(checkpoint, default_dtype(), DEFAULT_TILING)
     first, *times = (_seconds(lambda: run([frames])) for _ in range(1 + args.runs))
     seconds = statistics.median(times)
     peak, source = _peak()
@@ -215,7 +216,7 @@ def decode(args: argparse.Namespace) -> dict[str, Any]:
 def decode_one(path: Path, bucket: Bucket) -> tuple[float, float, float, str]:
     """Seconds, bytes before the clip, peak bytes and their source."""
     checkpoint = open_checkpoint(path)
-    run = codec.video_decoder(checkpoint, codec.default_dtype(), DEFAULT_TILING)
+    run = video_decoder(checkpoint, default_dtype(), DEFAULT_TILING)
     channels = checkpoint.shapes[STATISTICS][0]
     shape = (
         channels,

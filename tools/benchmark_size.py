@@ -15,8 +15,8 @@ import numpy as np
 
 from justdubit_jax import cli
 from justdubit_jax.data.batch import Batch, Stream
+from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.errors import InputError
-from justdubit_jax.latents import text as codec
 from justdubit_jax.models import tokens
 from justdubit_jax.planning.flops import TokenCounts
 from justdubit_jax.training import settings
@@ -159,7 +159,7 @@ def read_size(args: argparse.Namespace) -> Size:
     return Size(
         layers=args.layers or layers,
         width=args.width or width,
-        dtype=args.dtype or jnp.dtype(codec.default_dtype()).name,
+        dtype=args.dtype or jnp.dtype(default_dtype()).name,
         **{
             name: getattr(args, name)
             for name in ("video_tokens", "audio_tokens", "text_tokens", "rank", "batch")

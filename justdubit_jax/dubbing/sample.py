@@ -16,8 +16,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from justdubit_jax.devices import sharding
-from justdubit_jax.latents import text as codec
+from justdubit_jax.devices.choose import default_dtype
+from justdubit_jax.latents.audio import audio_decoder, audio_encoder
+from justdubit_jax.latents.shapes import Contexts, Frames, Latents, Sound
 from justdubit_jax.latents.tiling import DEFAULT_TILING
+from justdubit_jax.latents.video import video_decoder, video_encoder
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models import tokens
 from justdubit_jax.models.transformer_config import TransformerConfig
@@ -38,8 +41,8 @@ class Job:
     height: int
     width: int
     fps: Fraction
-    reference: codec.Frames | None  # the clip to dub, of the same shape
-    sound: codec.Sound | None  # its sound, at the audio VAE's rate
+    reference: Frames | None  # the clip to dub, of the same shape
+    sound: Sound | None  # its sound, at the audio VAE's rate
     image: UInt8[np.ndarray, "1 _y _x 3"] | None  # the first frame
 
     @property
@@ -53,15 +56,15 @@ class Job:
 class Encoded:
     """A job's conditions as latents; None where there are none."""
 
-    reference: codec.Latents | None
-    sound: codec.Latents | None
-    image: codec.Latents | None
+    reference: Latents | None
+    sound: Latents | None
+    image: Latents | None
 
 
 def encode(checkpoint: Checkpoint, jobs: list[Job]) -> list[Encoded]:
     """Encode the conditions of all jobs; the encoders are on the device only meanwhile."""
-    video = codec.video_encoder(checkpoint, codec.default_dtype(), DEFAULT_TILING)
-    audio, _ = codec.audio_encoder(checkpoint)
+    video = video_encoder(checkpoint, default_dtype(), DEFAULT_TILING)
+    audio, _ = audio_encoder(checkpoint)
     return [
         Encoded(
             reference=None if job.reference is None else video([job.reference])[0],
@@ -75,7 +78,7 @@ def encode(checkpoint: Checkpoint, jobs: list[Job]) -> list[Encoded]:
 def conditioned(
     job: Job,
     encoded: Encoded,
-    contexts: tuple[codec.Contexts, codec.Contexts | None],
+    contexts: tuple[Contexts, Contexts | None],
     config: TransformerConfig,
     audio_shape: tuple[int, int],
     seed: int,
@@ -106,7 +109,7 @@ def conditioned(
             given=None if given is None else jnp.asarray(given),
         )
 
-    def of_video(latents: codec.Latents | None) -> Any:
+    def of_video(latents: Latents | None) -> Any:
         return None if latents is None else tokens.video_tokens(latents[None])
 
     channels, bins = audio_shape
@@ -166,7 +169,7 @@ def in_segments(
 
 def target_latents(
     job: Job, sampled: Sequence[Any], streams: Streams, channels: int
-) -> tuple[codec.Latents, codec.Latents]:
+) -> tuple[Latents, Latents]:
     """The target part of sampled tokens as latents [c, f, y, x] and [c, t, m]."""
     video, audio = (
         np.array(x[:, stream.reference.shape[1] :])
@@ -177,16 +180,16 @@ def target_latents(
 
 
 def decode(
-    checkpoint: Checkpoint, latents: list[tuple[codec.Latents, codec.Latents]]
-) -> Iterator[tuple[Iterator[codec.Frames], codec.Sound, int]]:
+    checkpoint: Checkpoint, latents: list[tuple[Latents, Latents]]
+) -> Iterator[tuple[Iterator[Frames], Sound, int]]:
     """Picture, sound and sample rate of each sample; one decoder after the other is on the device.
 
     A picture comes in pieces, decoded as they are asked for: a clip is never held as a whole.
     """
-    audio, rate = codec.audio_decoder(checkpoint)
+    audio, rate = audio_decoder(checkpoint)
     sounds = [audio(sound) for _, sound in latents]
     del audio
-    video = codec.video_decoder(checkpoint, codec.default_dtype(), DEFAULT_TILING)
+    video = video_decoder(checkpoint, default_dtype(), DEFAULT_TILING)
     for (picture, _), sound in zip(latents, sounds, strict=True):
         yield video(picture), sound, rate
 

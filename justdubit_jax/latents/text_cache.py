@@ -15,20 +15,22 @@ from jax.experimental import multihost_utils
 from safetensors import safe_open
 
 from justdubit_jax.data import precomputed
+from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.files import save_safetensors
 from justdubit_jax.latents import text as codec
+from justdubit_jax.latents.shapes import Contexts
 from justdubit_jax.weights.checkpoint import Checkpoint
 
 
-def encode(
+def cached_contexts(
     prompts: Sequence[str], checkpoint: Checkpoint, model_path: Path, gemma: Path, cache: Path
-) -> dict[str, codec.Contexts]:
+) -> dict[str, Contexts]:
     """(video context, audio context) of each prompt, from the cache or the text encoder."""
-    stamp = f"{_stamp(model_path)} {_stamp(gemma)} {np.dtype(codec.default_dtype())}"
+    stamp = f"{_stamp(model_path)} {_stamp(gemma)} {np.dtype(default_dtype())}"
     files = {p: cache / f"{_hash(stamp, p)}.safetensors" for p in dict.fromkeys(prompts)}
     missing = [prompt for prompt, file in files.items() if not file.exists()]
     if missing and jax.process_index() == 0:
-        encoder = codec.text_encoder(checkpoint, gemma, codec.default_dtype())
+        encoder = codec.text_encoder(checkpoint, gemma, default_dtype())
         for prompt in missing:
             tensors = dict(
                 zip(precomputed.TENSORS["conditions"], encoder([prompt])[0], strict=True)
@@ -42,7 +44,7 @@ def encode(
     return {prompt: _read(cache / name) for prompt, name in zip(files, names, strict=True)}
 
 
-def _read(path: Path) -> codec.Contexts:
+def _read(path: Path) -> Contexts:
     with safe_open(path, framework="numpy") as file:
         video, audio = (file.get_tensor(name) for name in precomputed.TENSORS["conditions"])
     return video, audio

@@ -28,8 +28,9 @@ from justdubit_jax.data import samples as data
 from justdubit_jax.devices import sharding
 from justdubit_jax.dubbing import sample
 from justdubit_jax.files import replacing
-from justdubit_jax.latents import text as codec
 from justdubit_jax.latents import text_cache as prompts
+from justdubit_jax.latents.audio import audio_latent_shape, sample_rate
+from justdubit_jax.latents.shapes import Contexts
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.transformer_config import CrossTimestep, TransformerConfig
@@ -49,8 +50,8 @@ class Prepared:
     job: sample.Job
     encoded: sample.Encoded
     text: str
-    prompt: codec.Contexts
-    negative: codec.Contexts | None
+    prompt: Contexts
+    negative: Contexts | None
 
     @property
     def shapes(self) -> tuple[Any, ...]:
@@ -78,7 +79,9 @@ def prepare(run: Settings, checkpoint: Checkpoint) -> list[Prepared]:
     guided = any(guidance.cfg != 1 for guidance in v.guidance)
     wanted = [*v.prompts, v.negative_prompt] if guided else list(v.prompts)
     cache = run.output_dir / "contexts"
-    contexts = prompts.encode(wanted, checkpoint, run.model_path, v.text_encoder_path, cache)
+    contexts = prompts.cached_contexts(
+        wanted, checkpoint, run.model_path, v.text_encoder_path, cache
+    )
     negative = contexts[v.negative_prompt] if guided else None
     encoded = sample.encode(checkpoint, jobs)
     return [
@@ -97,7 +100,7 @@ def read_job(run: Settings, checkpoint: Checkpoint, index: int) -> sample.Job:
         clip = clips.fit_clip(path, v.frame_rate, v.height, v.width, v.frames)
         frames, count = clip.frames, len(clip.frames)
         seconds = Fraction(count) / v.frame_rate
-        sound = media.read_audio(path, codec.sample_rate(checkpoint), seconds)
+        sound = media.read_audio(path, sample_rate(checkpoint), seconds)
     if v.images:
         image = clips.fit_image(v.images[index], v.height, v.width)
     return sample.Job(count, v.height, v.width, v.frame_rate, frames, sound, image)
@@ -142,7 +145,7 @@ class Sampler:
         self._run, self._checkpoint, self._config, self._mesh = run, checkpoint, config, mesh
         self._turns = turns(prepared, v.videos_per_prompt, v.seed)
         self._display, self._logs, self._interrupted = display, logs, interrupted
-        self._shape = codec.audio_latent_shape(checkpoint)
+        self._shape = audio_latent_shape(checkpoint)
         self._settings = denoise.Settings(
             *v.guidance,
             isolate=run.isolate,

@@ -1,0 +1,28 @@
+"""The device and the dtype of a command."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from justdubit_jax.errors import InputError
+
+
+def set_device(name: str | None) -> None:
+    if name is None:
+        return
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "gpu") or (index and not index.isdigit()):
+        raise InputError(f"command line: --device {name!r}: expected cpu, cuda or cuda:N")
+    if kind == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+        return
+    try:
+        jax.config.update("jax_default_device", jax.devices("gpu")[int(index or 0)])
+    except (RuntimeError, IndexError):
+        raise InputError(f"command line: --device {name}: there is no such device") from None
+
+
+def default_dtype() -> Any:
+    """bfloat16 on an accelerator, float32 on a CPU, where bfloat16 is emulated."""
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16

@@ -1,0 +1,10 @@
+"""What crosses the border: clips, sounds, latents and contexts on the host."""
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+# An underscore leaves a size open: one function may hold several clips.
+Frames = UInt8[np.ndarray, "_f _y _x 3"]
+Sound = Float[np.ndarray, "2 _n"]
+Latents = Float[np.ndarray, "_c ..."]
+Contexts = tuple[Float[np.ndarray, "_t _d"], Float[np.ndarray, "_t _d"]]
