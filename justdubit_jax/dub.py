@@ -27,8 +27,7 @@ from justdubit_jax.latents.audio import audio_latent_shape, sample_rate
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.runs import display as report
-from justdubit_jax.sampling import loop as denoise
-from justdubit_jax.sampling.loop import Guidance
+from justdubit_jax.sampling.guidance import Guidance, SamplingSettings, stg_blocks
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
 from justdubit_jax.weights.checkpoint import Checkpoint, open_checkpoint
@@ -92,9 +91,9 @@ def main(args: argparse.Namespace) -> None:
     console.print(f"wrote {args.out}: {job.frames} frames, {float(job.fps):g} fps")
 
 
-def sampling_settings(args: argparse.Namespace) -> denoise.Settings:
+def sampling_settings(args: argparse.Namespace) -> SamplingSettings:
     """How to sample; guidance of the sound that is not given is the picture's."""
-    blocks = denoise.stg_blocks(args.stg_mode, args.stg_blocks if args.stg_scale else ())
+    blocks = stg_blocks(args.stg_mode, args.stg_blocks if args.stg_scale else ())
     video = Guidance(
         cfg=args.guidance_scale,
         stg=args.stg_scale,
@@ -110,7 +109,7 @@ def sampling_settings(args: argparse.Namespace) -> denoise.Settings:
         rescale=video.rescale if rescale is None else rescale,
         stg_blocks=blocks[1],
     )
-    return denoise.Settings(
+    return SamplingSettings(
         video=video,
         audio=audio,
         isolate=not args.no_cross_attention_masking,

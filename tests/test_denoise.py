@@ -9,7 +9,9 @@ from reference import error, golden_checkpoint, load_golden
 
 from justdubit_jax.errors import InputError
 from justdubit_jax.sampling import loop as denoise
-from justdubit_jax.sampling.loop import Conditioned, Guidance, Settings
+from justdubit_jax.sampling.guidance import Guidance, SamplingSettings, stg_blocks
+from justdubit_jax.sampling.loop import Conditioned
+from justdubit_jax.sampling.schedule import euler_step, sigmas, to_denoised, to_velocity
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
 from justdubit_jax.weights.parts import build_part
@@ -24,11 +26,11 @@ LIMIT = 4e-5
 VIDEO = Guidance(cfg=3.0, stg=1.0, modality=3.0, rescale=0.7, stg_blocks=(1,))
 AUDIO = Guidance(cfg=7.0, stg=1.0, modality=3.0, rescale=0.7, stg_blocks=(1,))
 CFG = Guidance(cfg=DENOISING_META["cfg_scale"])
-SETTINGS = Settings(CFG, CFG, True, "other", jnp.float32, batched=True)
+SETTINGS = SamplingSettings(CFG, CFG, True, "other", jnp.float32, batched=True)
 
 
-def changed(**changes) -> Settings:
-    return Settings(**{**vars(SETTINGS), **changes})
+def changed(**changes) -> SamplingSettings:
+    return SamplingSettings(**{**vars(SETTINGS), **changes})
 
 
 @functools.cache
@@ -56,7 +58,7 @@ def test_sigmas(steps):
         "default_tokens": (),
         **{f"latent{i}": (count,) for i, count in enumerate(tokens)},
     }.items():
-        got = denoise.sigmas(steps, *options)
+        got = sigmas(steps, *options)
         assert got.dtype == np.float32
         assert error(got, GOLDEN[f"expect.sigmas.{name}.steps{steps}"]) < 1e-6  # a few ulp
 
@@ -64,29 +66,29 @@ def test_sigmas(steps):
 def test_sigmas_fall_from_one_to_zero():
     for steps in (1, 2, 3, 7, 100):
         for tokens in (6, 4096, 30_000, 10**6):  # the last: all levels round to 1
-            levels = denoise.sigmas(steps, tokens)
+            levels = sigmas(steps, tokens)
             assert len(levels) == steps + 1 and np.isfinite(levels).all()
             assert levels[0] == pytest.approx(1) and levels[-1] == 0
             assert (np.diff(levels) <= 0).all() and levels[-2] > 0.09
     with pytest.raises(InputError, match="steps: got 0"):
-        denoise.sigmas(0)
+        sigmas(0)
 
 
 def test_steps_and_guidance():
     names = ("sample", "cond", "uncond", "perturbed", "modality")
     x, plain, *others = (jnp.asarray(GOLDEN[f"input.guide.{name}"]) for name in names)
     sigma, scales = META["guidance"]["velocity_sigma"], META["guidance"]
-    levels = jnp.asarray(denoise.sigmas(8))
+    levels = jnp.asarray(sigmas(8))
     got = {
-        "to_denoised": denoise.to_denoised(x, plain, sigma),
-        "to_velocity": denoise.to_velocity(x, plain, sigma),
+        "to_denoised": to_denoised(x, plain, sigma),
+        "to_velocity": to_velocity(x, plain, sigma),
         "guide.cfg": Guidance(cfg=scales["cfg"]).combine(plain, others[0], None, None),
         "guide.stg": Guidance(stg=scales["stg"]).combine(plain, None, others[1], None),
         "guide.multi_modal": VIDEO.combine(plain, *others),
         "guide.multi_modal_no_rescale": Guidance(7.0, 1.0, 3.0).combine(plain, *others),
     }
     for i in META["guidance"]["euler_steps"]:
-        got[f"euler.step{i}"] = denoise.euler_step(x, plain, levels[i], levels[i + 1])
+        got[f"euler.step{i}"] = euler_step(x, plain, levels[i], levels[i + 1])
     for name, value in got.items():
         assert error(value, GOLDEN[f"expect.{name}"]) < 1e-6, name  # float32 rounding
     assert Guidance().combine(plain, *others) is plain
@@ -181,9 +183,9 @@ def test_passes_that_are_off_are_not_computed():
 
 
 def test_stg_modes():
-    assert denoise.stg_blocks("stg_av", [0, 1]) == ((0, 1), (0, 1))
-    assert denoise.stg_blocks("stg_v", [1]) == ((1,), ())
-    assert denoise.stg_blocks("stg_av", None) == (None, None)
+    assert stg_blocks("stg_av", [0, 1]) == ((0, 1), (0, 1))
+    assert stg_blocks("stg_v", [1]) == ((1,), ())
+    assert stg_blocks("stg_av", None) == (None, None)
 
 
 @pytest.mark.parametrize("block", [2, -1])

@@ -12,7 +12,7 @@ from justdubit_jax import dub
 from justdubit_jax.clips import read as media
 from justdubit_jax.clips.write import write_video
 from justdubit_jax.errors import InputError
-from justdubit_jax.sampling.loop import Guidance
+from justdubit_jax.sampling.guidance import Guidance
 
 
 def arguments(demo, tmp_path, **change):

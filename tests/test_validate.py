@@ -28,7 +28,7 @@ from justdubit_jax.latents import text_cache as prompts
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.runs import display as report
-from justdubit_jax.sampling.loop import Guidance
+from justdubit_jax.sampling.guidance import Guidance
 from justdubit_jax.training import settings
 from justdubit_jax.validation import fixed_loss as evaluate
 from justdubit_jax.validation import rounds as validate

@@ -29,8 +29,9 @@ from justdubit_jax.latents.video import video_decoder, video_encoder
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.tokens import PIXELS_PER_LATENT, video_latent_frames
 from justdubit_jax.preprocessing.buckets import Bucket, parse_buckets
-from justdubit_jax.sampling import loop as denoise
+from justdubit_jax.sampling.guidance import Guidance, SamplingSettings
 from justdubit_jax.sampling.loop import Conditioned
+from justdubit_jax.sampling.schedule import sigmas
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
 from justdubit_jax.weights.checkpoint import open_checkpoint
@@ -153,8 +154,8 @@ def sample_steps(args: argparse.Namespace) -> dict[str, Any]:
     model = weights.random_weights(keys.TRANSFORMER, model, jax.random.key(0), run.dtype)
     graphdef, shapes, frozen = lora.split(model)
     adapters = lora.init(shapes, jax.random.key(0))
-    guidance = denoise.Guidance(cfg=args.guidance_scale)
-    settings = denoise.Settings(
+    guidance = Guidance(cfg=args.guidance_scale)
+    settings = SamplingSettings(
         video=guidance,
         audio=guidance,
         isolate=size.isolate,
@@ -169,7 +170,7 @@ def sample_steps(args: argparse.Namespace) -> dict[str, Any]:
     )
     streams = video, audio
     tokens = sample.start(streams)
-    levels = denoise.sigmas(args.steps)
+    levels = sigmas(args.steps)
     loop = sample.sampler(graphdef, settings)
     first, *times = (
         _seconds(lambda: jax.block_until_ready(loop(adapters, frozen, streams, tokens, levels)))

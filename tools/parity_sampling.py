@@ -12,7 +12,9 @@ from parity_golden import Golden, Tensors, load_transformer, references
 from justdubit_jax.errors import InputError
 from justdubit_jax.models.block import Skip
 from justdubit_jax.sampling import loop as denoise
-from justdubit_jax.sampling.loop import Conditioned, Guidance, Settings
+from justdubit_jax.sampling.guidance import Guidance, SamplingSettings
+from justdubit_jax.sampling.loop import Conditioned
+from justdubit_jax.sampling.schedule import euler_step, sigmas
 
 # The scales of `guide.multi_modal*`, which are in no `meta`: LTX-2's own for video, and for audio
 # without rescaling.
@@ -40,13 +42,13 @@ def schedule_and_steps(golden: Golden, wanted: Collection[str]) -> Tensors:
         elif name in ("to_denoised", "to_velocity"):
             found[name] = getattr(denoise, name)(sample, plain, meta["velocity_sigma"])
         elif match := re.fullmatch(r"euler\.step(\d+)", name):
-            levels = denoise.sigmas(_EULER_STEPS)[int(match[1]) :]
-            found[name] = denoise.euler_step(sample, plain, levels[0], levels[1])
+            levels = sigmas(_EULER_STEPS)[int(match[1]) :]
+            found[name] = euler_step(sample, plain, levels[0], levels[1])
         elif match := re.fullmatch(r"sigmas\.latent(\d+)\.steps(\d+)", name):
             shape = golden.meta["shapes"]["latents"][int(match[1])]
-            found[name] = denoise.sigmas(int(match[2]), int(np.prod(shape[2:])))
+            found[name] = sigmas(int(match[2]), int(np.prod(shape[2:])))
         elif match := re.fullmatch(r"sigmas\.default_tokens\.steps(\d+)", name):
-            found[name] = denoise.sigmas(int(match[1]))
+            found[name] = sigmas(int(match[1]))
     return found
 
 
@@ -80,11 +82,11 @@ _denoise = nnx.jit(denoise.denoise, static_argnums=4)
 _predict = nnx.jit(denoise.predict, static_argnums=5)
 
 
-def _settings(golden: Golden, variant: str) -> Settings:
+def _settings(golden: Golden, variant: str) -> SamplingSettings:
     video = audio = Guidance(cfg=golden.meta["cfg_scale"])
     if variant.startswith("multi_modal"):
         video, audio = (_guidance(golden.meta["multi_modal"][key]) for key in ("video", "audio"))
-    return Settings(
+    return SamplingSettings(
         video=video,
         audio=audio,
         isolate="cross_mask" in variant,

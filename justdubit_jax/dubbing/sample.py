@@ -25,7 +25,9 @@ from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models import tokens
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.sampling import loop as denoise
+from justdubit_jax.sampling.guidance import SamplingSettings
 from justdubit_jax.sampling.loop import Conditioned
+from justdubit_jax.sampling.schedule import sigmas
 from justdubit_jax.weights.checkpoint import Checkpoint
 
 Streams = tuple[Conditioned, Conditioned]  # of video, of audio
@@ -135,7 +137,7 @@ def start(streams: Streams) -> denoise.Tokens:
     return video.start(), audio.start()
 
 
-def sampler(graphdef: Any, settings: denoise.Settings, place: Any = None) -> Any:
+def sampler(graphdef: Any, settings: SamplingSettings, place: Any = None) -> Any:
     """The compiled loop: (adapters, frozen, streams, tokens, levels) -> tokens.
 
     `place` is the sharding of the tokens of both modalities, None what follows from the arguments.
@@ -158,7 +160,7 @@ def in_segments(
     The calls are of equal length, so one program serves them all. Between them the host can show
     what is done, or stop.
     """
-    levels = denoise.sigmas(steps)
+    levels = sigmas(steps)
     size = max(n for n in range(1, _SEGMENT + 1) if steps % n == 0)
     for done in range(0, steps, size):
         yield done, sampled

@@ -1,161 +1,23 @@
-"""Sampling: Euler steps on LTX-2's sigma schedule, with guidance, as one compiled loop.
+"""Sampling: Euler steps with guidance, as one compiled loop.
 
 From noise (sigma 1) to a clean target (sigma 0). Each step predicts the clean tokens ("denoised")
 by up to four passes of the model, combines them, and steps towards the result. Reference tokens,
 and the first latent frame where it is given, stay clean at timestep 0.
 
-Source of the formulas: Lightricks/LTX-2 packages/ltx-core/src/ltx_core/components/{schedulers,
-guiders,diffusion_steps}.py; packages/ltx-pipelines/src/ltx_pipelines/utils/{samplers,helpers}.py.
+Source: Lightricks/LTX-2 packages/ltx-pipelines/src/ltx_pipelines/utils/{samplers,helpers}.py.
 """
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from justdubit_jax.errors import InputError
-from justdubit_jax.models.attention import ONE_DEVICE, Execution
 from justdubit_jax.models.block import Skip
 from justdubit_jax.models.transformer import Modality
-from justdubit_jax.models.transformer_config import CrossTimestep
-
-DEFAULT_TOKENS = 4096  # the schedule's length where none is given
-TERMINAL = 0.1  # the last sigma before 0
-
-StgMode = Literal["stg_av", "stg_v"]
-
-
-def sigmas(steps: int, tokens: int = DEFAULT_TOKENS) -> Float[np.ndarray, " n"]:
-    """Noise levels from 1 to 0; more latent video tokens (f * y * x) keep the noise for longer.
-
-    Float32 in the reference's order of operations, since little is left of 1 - level where tokens
-    are many. Raises InputError if there is no step.
-    """
-    if steps < 1:
-        raise InputError(f"sampling steps: got {steps}, expected at least 1")
-    if steps == 1:
-        return np.array([1, 0], np.float32)
-    one, slope = np.float32(1), (2.05 - 0.95) / (4096 - 1024)
-    shift = min(slope * tokens + (0.95 - slope * 1024), 80)  # float32 ends at exp(88)
-    boost = np.float32(np.exp(shift))
-    index, step = np.arange(steps, dtype=np.float32), one / np.float32(steps)
-    line = np.where(index < (steps + 1) // 2, one - step * index, step * (steps - index))
-    levels = one / (boost + (one / line - one)) * boost
-    room = (one - levels[-1]) / np.float32(1 - TERMINAL)
-    if room > 0:  # 0 where all levels round to 1
-        levels = one - (one - levels) / room
-    return np.append(levels, np.float32(0))
-
-
-def to_denoised(
-    x: Float[Array, "*b c"], velocity: Float[Array, "*b c"], sigma: Float[Array, "..."] | float
-) -> Float[Array, "*b c"]:
-    """The clean tokens that a velocity (noise - clean) at noise level sigma points to."""
-    return x - velocity * sigma
-
-
-def to_velocity(
-    x: Float[Array, "*b c"], denoised: Float[Array, "*b c"], sigma: Float[Array, "..."] | float
-) -> Float[Array, "*b c"]:
-    """The inverse of `to_denoised`; sigma must not be 0."""
-    return (x - denoised) / sigma
-
-
-def euler_step(
-    x: Float[Array, "*b c"], denoised: Float[Array, "*b c"], sigma: Any, next_sigma: Any
-) -> Float[Array, "*b c"]:
-    """From one noise level to the next, along the straight line to the denoised tokens."""
-    return x + to_velocity(x, denoised, sigma) * (next_sigma - sigma)
-
-
-@dataclasses.dataclass(frozen=True)
-class Guidance:
-    """How one modality's prediction is pushed away from worse ones. The defaults are all off.
-
-    `cfg` scales away from the negative prompt (off: 1); `stg` from the prediction whose
-    self-attention in `stg_blocks` of this modality (None: all) is replaced by its values (off: 0);
-    `modality` from the prediction without the other modality (off: 1). `rescale` brings the
-    standard deviation back to that of the plain prediction (0: not at all, 1: fully).
-    """
-
-    cfg: float = 1.0
-    stg: float = 0.0
-    modality: float = 1.0
-    rescale: float = 0.0
-    stg_blocks: tuple[int, ...] | None = ()
-
-    def combine(
-        self,
-        plain: Float[Array, "*b c"],
-        negative: Float[Array, "*b c"] | None,
-        perturbed: Float[Array, "*b c"] | None,
-        alone: Float[Array, "*b c"] | None,
-    ) -> Float[Array, "*b c"]:
-        """Guided prediction; a prediction whose guidance is off is not used and may be None."""
-        guided = plain
-        for scale, other in (
-            (self.cfg - 1, negative),
-            (self.stg, perturbed),
-            (self.modality - 1, alone),
-        ):
-            if scale and other is not None:
-                guided = guided + scale * (plain - other)
-        if self.rescale:
-            factor = jnp.std(plain, ddof=1) / jnp.std(guided, ddof=1)
-            guided = guided * (self.rescale * factor + (1 - self.rescale))
-        return guided
-
-
-def stg_blocks(
-    mode: StgMode, blocks: Sequence[int] | None
-) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-    """The `stg_blocks` of (video, audio): `stg_v` perturbs the self-attention of video alone.
-
-    The scale stays that of both: audio too is pushed away from the perturbed prediction
-    (packages/ltx-trainer/src/ltx_trainer/validation_sampler.py).
-    """
-    chosen = None if blocks is None else tuple(blocks)
-    return chosen, (chosen if mode == "stg_av" else ())
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How to sample. `isolate`, `cross_timestep` and `dtype` are the training's own.
-
-    `batched` runs a step's passes as one batch; otherwise they run one after the other, in the
-    memory of one. The results are equal up to rounding.
-    """
-
-    video: Guidance
-    audio: Guidance
-    isolate: bool
-    cross_timestep: CrossTimestep
-    dtype: Any
-    batched: bool
-    execution: Execution = ONE_DEVICE
-
-    @property
-    def passes(self) -> tuple[str, ...]:
-        """The predictions that a step needs, by their names in `Guidance.combine`."""
-        both = self.video, self.audio
-        wanted = {
-            "plain": True,
-            "negative": any(g.cfg != 1 for g in both),
-            "perturbed": any(g.stg != 0 for g in both),
-            "alone": any(g.modality != 1 for g in both),
-        }
-        return tuple(name for name in wanted if wanted[name])
-
-    def check(self, layers: int) -> None:
-        """Raises InputError if a perturbed block is not one of the model's `layers`."""
-        for guidance in (self.video, self.audio):
-            for block in guidance.stg_blocks or ():
-                if not 0 <= block < layers:
-                    raise InputError(f"stg_blocks: got {block}, expected 0 to {layers - 1}")
+from justdubit_jax.sampling.guidance import Guidance, SamplingSettings
+from justdubit_jax.sampling.schedule import euler_step, to_denoised
 
 
 class Conditioned(NamedTuple):
@@ -207,7 +69,7 @@ def denoise(
     video: Conditioned,
     audio: Conditioned,
     levels: Any,
-    settings: Settings,
+    settings: SamplingSettings,
     tokens: Tokens | None = None,
 ) -> Tokens:
     """Sample video and audio tokens [reference | target], float32, along `levels` (see `sigmas`).
@@ -238,7 +100,7 @@ def predict(
     audio: Conditioned,
     tokens: Tokens,
     sigma: Float[Array, ""] | float,
-    settings: Settings,
+    settings: SamplingSettings,
 ) -> Tokens:
     """The guided prediction of the clean tokens at one noise level, reference tokens included."""
     layers, names = model.config.layers, settings.passes
@@ -264,7 +126,7 @@ def predict(
 
 
 def _make_pass(
-    name: str, video: Conditioned, audio: Conditioned, settings: Settings, layers: int
+    name: str, video: Conditioned, audio: Conditioned, settings: SamplingSettings, layers: int
 ) -> Pass:
     """The pass of that name; it has no flags where none of a step's passes skips anything."""
 
@@ -320,7 +182,7 @@ def _run(
     audio: Conditioned,
     tokens: Tokens,
     sigma: Any,
-    settings: Settings,
+    settings: SamplingSettings,
 ) -> tuple[Float[Array, "p tv cv"], Float[Array, "p ta ca"]]:
     """The clean tokens as one pass predicts them; its batch is some multiple of the tokens'."""
     batch = len(one.video_context)

@@ -19,8 +19,7 @@ from justdubit_jax.lora.adapters import LoRAConfig
 from justdubit_jax.models.attention import Remat
 from justdubit_jax.models.quant import SCHEMES, Scheme
 from justdubit_jax.models.tokens import FRAMES_PER_LATENT, PIXELS_PER_LATENT
-from justdubit_jax.sampling import loop as denoise
-from justdubit_jax.sampling.loop import Guidance
+from justdubit_jax.sampling.guidance import Guidance, stg_blocks
 from justdubit_jax.training import optimizer as optim
 from justdubit_jax.training import schedules
 from justdubit_jax.training.objective import MaskLoss, SigmaSampling
@@ -334,7 +333,7 @@ def _guidance(v: Any) -> tuple[Guidance, Guidance]:
         raise InputError(
             f"config: validation.stg_blocks is {tuple(v.stg_blocks)}, expected numbers of blocks"
         )
-    blocks = denoise.stg_blocks(mode, v.stg_blocks if stg else ())
+    blocks = stg_blocks(mode, v.stg_blocks if stg else ())
     return (
         Guidance(
             cfg=scale("guidance_scale"),

@@ -36,7 +36,7 @@ from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.transformer_config import CrossTimestep, TransformerConfig
 from justdubit_jax.runs import display as report
 from justdubit_jax.runs.metrics import Metrics
-from justdubit_jax.sampling import loop as denoise
+from justdubit_jax.sampling.guidance import SamplingSettings
 from justdubit_jax.training.settings import Settings, is_due
 from justdubit_jax.training.step import Training
 from justdubit_jax.validation import fixed_loss as evaluate
@@ -146,7 +146,7 @@ class Sampler:
         self._turns = turns(prepared, v.videos_per_prompt, v.seed)
         self._display, self._logs, self._interrupted = display, logs, interrupted
         self._shape = audio_latent_shape(checkpoint)
-        self._settings = denoise.Settings(
+        self._settings = SamplingSettings(
             *v.guidance,
             isolate=run.isolate,
             cross_timestep=cross_timestep,
