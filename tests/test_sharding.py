@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from justdubit_jax.devices import sharding
+from justdubit_jax.devices import processes, sharding
 
 PROCESS = """
 import sys
@@ -52,10 +52,10 @@ def test_a_process_holds_the_rows_of_its_devices():
 
 def test_rows_come_back_in_order():
     mesh = sharding.make_mesh(2, 4)
-    own = sharding.share(mesh, range(5))
+    own = processes.share(mesh, range(5))
     assert own == [(row, min(row, 4)) for row in range(8)]
-    batch = sharding.spread(mesh, [(np.full((1, 2), item), None) for _, item in own])
+    batch = processes.spread(mesh, [(np.full((1, 2), item), None) for _, item in own])
     assert batch[0].sharding == sharding.batch(mesh)
     doubled = jax.jit(lambda x: 2 * x, out_shardings=sharding.batch(mesh))(batch[0])
-    got = [rows[0][0, 0] for rows in sharding.own_rows((doubled, None))]
+    got = [rows[0][0, 0] for rows in processes.own_rows((doubled, None))]
     assert got == [2 * item for _, item in own]

@@ -5,13 +5,55 @@ output folder that all processes see.
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
+from justdubit_jax.devices.sharding import batch
 from justdubit_jax.errors import InputError
+
+
+def share[T](mesh: Mesh, items: Sequence[T]) -> list[tuple[int, T]]:
+    """(row, item) of each device of this process in a batch of one item a device.
+
+    Rows beyond the items, of which there is at least one, repeat the last.
+    """
+    mine = jax.process_index()
+    rows = [row for row, d in enumerate(mesh.devices.flat) if d.process_index == mine]
+    return [(row, items[min(row, len(items) - 1)]) for row in rows]
+
+
+def spread(mesh: Mesh, rows: Sequence[Any]) -> Any:
+    """Trees of arrays [1, ...], in the order of this process's `share`, as one batch."""
+
+    def join(*leaves: Any) -> jax.Array:
+        local = np.concatenate([np.asarray(leaf) for leaf in leaves])
+        shape = (mesh.size, *local.shape[1:])
+        return jax.make_array_from_process_local_data(batch(mesh), local, shape)
+
+    return jax.tree.map(join, *rows)
+
+
+def own_rows(tree: Any) -> list[Any]:
+    """What this process holds of a batch, on the host: the inverse of `spread`."""
+
+    def rows(x: jax.Array) -> list[np.ndarray]:
+        shards = sorted(x.addressable_shards, key=lambda s: s.index[0].indices(len(x))[0])
+        return [np.asarray(shard.data) for shard in shards]
+
+    leaves, structure = jax.tree.flatten(tree)
+    return [structure.unflatten(row) for row in zip(*map(rows, leaves), strict=True)]
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set on one of the processes, all of which must ask."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def start() -> None:

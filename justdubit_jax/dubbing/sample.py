@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from justdubit_jax.devices import sharding
+from justdubit_jax.devices import processes
 from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.latents.audio import audio_decoder, audio_encoder
 from justdubit_jax.latents.shapes import Contexts, Frames, Latents, Sound
@@ -207,4 +207,4 @@ def runs_batched(config: TransformerConfig, streams: Streams, passes: int) -> bo
     free = stats.get("bytes_limit", np.inf) - stats.get("bytes_in_use", 0)
     counts = [s.noise.shape[1] + s.reference.shape[1] for s in streams]
     width = counts[0] * config.video.dim + counts[1] * config.audio.dim
-    return not sharding.any_process(passes * 24 * 2 * width >= free)
+    return not processes.any_process(passes * 24 * 2 * width >= free)

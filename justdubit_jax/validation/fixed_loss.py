@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from justdubit_jax.data import samples as data
 from justdubit_jax.data.batch import Batch
 from justdubit_jax.data.samples import Bucket, Sample
-from justdubit_jax.devices import sharding
+from justdubit_jax.devices import processes, sharding
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.transformer_config import CrossTimestep
 from justdubit_jax.training import objective
@@ -67,8 +67,8 @@ class FixedLoss:
         found = []
         for bucket in buckets:
             for group in itertools.batched(bucket.samples, self._mesh.size):
-                own = [self._draw(s, bucket.grid[0]) for _, s in sharding.share(self._mesh, group)]
-                batch, draws = sharding.spread(self._mesh, own)
+                own = [self._draw(s, bucket.grid[0]) for _, s in processes.share(self._mesh, group)]
+                batch, draws = processes.spread(self._mesh, own)
                 for sigma in np.array(SIGMAS, np.float32):
                     terms = self._terms(adapters, frozen, batch, draws, sigma, bucket.grid)
                     found.append({k: np.asarray(x)[: len(group)] for k, x in terms.items()})

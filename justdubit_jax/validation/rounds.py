@@ -25,7 +25,7 @@ from justdubit_jax.clips import read as media
 from justdubit_jax.clips.pictures import contact_sheet_png, side_by_side
 from justdubit_jax.clips.write import write_video
 from justdubit_jax.data import samples as data
-from justdubit_jax.devices import sharding
+from justdubit_jax.devices import processes, sharding
 from justdubit_jax.dubbing import sample
 from justdubit_jax.files import replacing
 from justdubit_jax.latents import text_cache as prompts
@@ -180,18 +180,18 @@ class Sampler:
         self, batch: Sequence[Turn], adapters: Any, frozen: Any, say: report.Report
     ) -> list[tuple[Turn, Any]] | None:
         """The latents of this process's turns of the batch; None if interrupted."""
-        steps, own = self._run.validation.steps, sharding.share(self._mesh, batch)
+        steps, own = self._run.validation.steps, processes.share(self._mesh, batch)
         streams = [self._conditioned(turn) for _, turn in own]
         starts = [sample.start(pair) for pair in streams]
-        spread = functools.partial(sharding.spread, self._mesh)
+        spread = functools.partial(processes.spread, self._mesh)
         loop, tokens = self._loop(self._batched(streams[0])), spread(starts)
         stage = "sampling" if len(batch) == 1 else f"sampling {len(batch)} at once"
         pieces = sample.in_segments(loop, adapters, frozen, spread(streams), tokens, steps)
         for done, tokens in pieces:  # noqa: B007 (the last are used)
             say(batch[0].number, batch[0].prepared.text, stage, done, steps)
-            if sharding.any_process(self._interrupted()):
+            if processes.any_process(self._interrupted()):
                 return None
-        rows = zip(own, streams, sharding.own_rows(tokens), strict=True)
+        rows = zip(own, streams, processes.own_rows(tokens), strict=True)
         return [
             (turn, sample.target_latents(turn.prepared.job, row, pair, self._shape[0]))
             for (place, turn), pair, row in rows
