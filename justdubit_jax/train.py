@@ -33,11 +33,12 @@ from justdubit_jax.runs import display as report
 from justdubit_jax.runs.fingerprint import check_same, fingerprint
 from justdubit_jax.runs.interrupt import Interrupt
 from justdubit_jax.runs.metrics import Metrics, NotFinite, open_logs
-from justdubit_jax.runs.state import Checkpoints, State
+from justdubit_jax.runs.state import Checkpoints
 from justdubit_jax.training import optimizer as optim
 from justdubit_jax.training import settings
+from justdubit_jax.training.prepare import Training, first_state, prepare_training
 from justdubit_jax.training.settings import Settings, is_due
-from justdubit_jax.training.step import Training, first_state, prepare
+from justdubit_jax.training.step import State
 from justdubit_jax.validation import rounds as validate
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
@@ -58,7 +59,7 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
     mesh = sharding.make_mesh(*run.mesh)
     buckets, held_out = read_data(run)
     source = open_checkpoint(run.model_path)
-    training = prepare(run, source.config, mesh)
+    training = prepare_training(run, source.config, mesh)
     idle = [name for name in keys.PARTS if name != keys.TRANSFORMER.name]
     console.print(f"{run.model_path}: transformer; not needed to train: {', '.join(idle)}")
     for target, names in training.targets.items():
@@ -133,7 +134,7 @@ def dry_run(config: ConfigDict, memory: int | None) -> None:
     run = settings.read(config, dry_run=True)
     mesh = sharding.make_mesh(*run.mesh)
     attend = attention if jax.default_backend() == "gpu" else flash_stand_in
-    training = prepare(run, checkpoint_config(run.model_path), mesh, attend)
+    training = prepare_training(run, checkpoint_config(run.model_path), mesh, attend)
     if run.data_root is not None:
         bucket = max(read_data(run)[0], key=lambda bucket: math.prod(bucket.grid))
         sample, grid = read_sample(bucket.samples[0]), bucket.grid

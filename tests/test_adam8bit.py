@@ -9,8 +9,7 @@ import optax
 import pytest
 
 from justdubit_jax.devices import sharding
-from justdubit_jax.runs.state import Checkpoints, State
-from justdubit_jax.training import step
+from justdubit_jax.runs.state import Checkpoints
 from justdubit_jax.training.adam8bit import (
     FIRST,
     SECOND,
@@ -19,6 +18,8 @@ from justdubit_jax.training.adam8bit import (
     encode,
     scale_by_adam8bit,
 )
+from justdubit_jax.training.prepare import state_shardings
+from justdubit_jax.training.step import State
 
 ADAM = (0.9, 0.999, 1e-8)
 
@@ -165,7 +166,7 @@ def test_the_state_lies_where_its_adapters_do():
     # Split along the last axis, with scales that split and with six that do not; along another.
     shapes = {"even.A": (125, 4096), "odd.A": (257, 1032), "wide.B": (4096, 128)}
     params = {path: jnp.ones(shape) for path, shape in shapes.items()}
-    place = step.state_shardings(params, tx, mesh, mean=False)
+    place = state_shardings(params, tx, mesh, mean=False)
     specs = {path: tuple(s.spec) for path, s in place.moments.second.codes.items()}
     assert specs == {"even.A": (None, "fsdp"), "odd.A": (None, "fsdp"), "wide.B": ("fsdp",)}
     scales = {path: tuple(s.spec) for path, s in place.moments.first.scales.items()}

@@ -116,7 +116,7 @@ def test_three_steps_equal_the_reference(adapted, start):
     params = {"end_factor": scheduler["end_factor"]}
     schedule = Schedule("linear", scheduler["total_iters"], params)
     clip = META["clip_grad_norm"]
-    config = optim.Config("adamw", "float32", META["lr"], groups, schedule, clip)
+    config = optim.OptimizerConfig("adamw", "float32", META["lr"], groups, schedule, clip)
     tx = optim.make_optimizer(config, names)
 
     @jax.jit

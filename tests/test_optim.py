@@ -10,7 +10,7 @@ from justdubit_jax.training import optimizer as optim
 from justdubit_jax.training.schedules import Schedule
 
 
-def config(**changes) -> optim.Config:
+def config(**changes) -> optim.OptimizerConfig:
     values = {
         "kind": "adamw",
         "first_moment_dtype": "float32",
@@ -19,7 +19,7 @@ def config(**changes) -> optim.Config:
         "schedule": Schedule("constant", 10),
         "max_grad_norm": 0.0,
     }
-    return optim.Config(**values | changes)
+    return optim.OptimizerConfig(**values | changes)
 
 
 def test_first_matching_group_wins_for_every_block():

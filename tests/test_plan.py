@@ -17,7 +17,8 @@ from justdubit_jax.data import samples as data
 from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.planning import memory as plan
-from justdubit_jax.training import settings, step
+from justdubit_jax.training import settings
+from justdubit_jax.training.prepare import prepare_training
 from justdubit_jax.weights.checkpoint import open_checkpoint
 
 
@@ -25,7 +26,7 @@ from justdubit_jax.weights.checkpoint import open_checkpoint
 def toy(demo, tmp_path_factory):
     run = settings.read(config(demo, tmp_path_factory.mktemp("plan")))
     source = open_checkpoint(run.model_path)
-    training = step.prepare(run, source.config, sharding.make_mesh(*run.mesh))
+    training = prepare_training(run, source.config, sharding.make_mesh(*run.mesh))
     bucket = train.read_data(run)[0][0]
     return plan.compiled(training, data.read_sample(bucket.samples[0]), bucket.grid)
 

@@ -20,7 +20,8 @@ from justdubit_jax.data import samples as data
 from justdubit_jax.devices import sharding
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.planning import memory as plan
-from justdubit_jax.training import settings, step
+from justdubit_jax.training import settings
+from justdubit_jax.training.prepare import prepare_training
 from justdubit_jax.weights.checkpoint import open_checkpoint
 
 FLAGS = (
@@ -87,7 +88,7 @@ def sharded(demo, tmp_path_factory):
         flags = ("--config.mesh.data=2", "--config.mesh.fsdp=4")
         run = settings.read(config(demo, tmp_path_factory.mktemp("sharded"), *flags))
         source = open_checkpoint(run.model_path)
-        training = step.prepare(run, source.config, sharding.make_mesh(*run.mesh))
+        training = prepare_training(run, source.config, sharding.make_mesh(*run.mesh))
         bucket = train.read_data(run)[0][0]
         sample = data.read_sample(bucket.samples[0])
         return training, plan.compiled(training, sample, bucket.grid).run

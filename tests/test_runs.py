@@ -26,6 +26,7 @@ from justdubit_jax.lora import files as lora_files
 from justdubit_jax.runs import fingerprint, metrics
 from justdubit_jax.runs import state as checkpoint
 from justdubit_jax.training import objective, settings
+from justdubit_jax.training.step import State
 
 FOUR = ("--config.optimization.steps=4", "--config.checkpoints.interval=1")
 
@@ -265,7 +266,7 @@ def test_a_state_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_a_disk_without_room_is_noticed_before_it_is_full(tmp_path, monkeypatch):
-    state = checkpoint.State({"a": jnp.zeros(9)}, {"m": jnp.zeros(9)}, jnp.int32(1))
+    state = State({"a": jnp.zeros(9)}, {"m": jnp.zeros(9)}, jnp.int32(1))
     usage = shutil.disk_usage(tmp_path)._replace(free=20)
     with checkpoint.Checkpoints(tmp_path / "state") as checkpoints:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)

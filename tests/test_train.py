@@ -26,7 +26,8 @@ from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.layers import Frozen
 from justdubit_jax.planning import memory as plan
-from justdubit_jax.training import settings, step
+from justdubit_jax.training import settings
+from justdubit_jax.training.prepare import first_state, prepare_training
 from justdubit_jax.weights.checkpoint import open_checkpoint
 
 REPO = Path(__file__).parents[1]
@@ -53,12 +54,12 @@ def one_step(demo, tmp_path, data_axis: int, fsdp: int, batch_size: int, *more: 
     )
     mesh = sharding.make_mesh(*run.mesh)
     source = open_checkpoint(run.model_path)
-    training = step.prepare(run, source.config, mesh)
+    training = prepare_training(run, source.config, mesh)
     frozen = train.load_base(training, source)
     for want, leaf in zip(jax.tree.leaves(training.frozen), jax.tree.leaves(frozen), strict=True):
         assert (leaf.shape, leaf.dtype, leaf.sharding) == (want.shape, want.dtype, want.sharding)
     before = jax.tree.map(np.array, frozen)
-    state = step.first_state(training)
+    state = first_state(training)
     buckets, _ = train.read_data(run)
     per_step = run.accumulation * batch_size * mesh.size
     bucket, _, batch = next(Batches(buckets, per_step, 0, 0))
@@ -214,7 +215,9 @@ def test_a_run_with_moments_of_bytes_and_another_schedule(demo, tmp_path):
 def test_moments_of_bytes_have_no_other_dtype(demo, tmp_path):
     flags = ("optimizer_type=adamw8bit", "first_moment_dtype=bfloat16")
     with pytest.raises(InputError, match="first_moment_dtype is for adamw"):
-        settings.read(config(demo, tmp_path, *(f"--config.optimization.{f}" for f in flags)))
+        settings.read(
+            config(demo, tmp_path, *(f"--config.optimization.{f}" for f in flags))
+        )
 
 
 @pytest.mark.parametrize(

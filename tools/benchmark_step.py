@@ -22,7 +22,7 @@ from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.planning import flops
 from justdubit_jax.training import optimizer as optim
-from justdubit_jax.training import step
+from justdubit_jax.training.prepare import first_state, prepare_training
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
 
@@ -104,7 +104,7 @@ class Step:
         }
         self.settings = run = size.settings(keys_given)
         mesh = sharding.make_mesh(*run.mesh)
-        training = step.prepare(run, size.config, mesh)
+        training = prepare_training(run, size.config, mesh)
         place = functools.partial(sharding.weight, mesh)
         model = weights.random_weights(
             keys.TRANSFORMER,
@@ -115,7 +115,7 @@ class Step:
             run.quantization,
         )
         self._frozen = lora.split(model)[2]
-        self._state = step.first_state(training)
+        self._state = first_state(training)
         batch = benchmark_size.random_batch(size)
         self._batch = jax.tree.map(
             lambda x: jax.device_put(x[None], sharding.micro_batches(mesh)), batch

@@ -306,7 +306,7 @@ def _optimizer(
 ) -> tuple[optax.GradientTransformationExtraArgs, Schedule]:
     adamw, scheduler = golden.meta["optimizer"], golden.meta["scheduler"]
     factors = {name: scheduler[name] for name in ("start_factor", "end_factor")}
-    config = optim.Config(
+    config = optim.OptimizerConfig(
         kind="adamw",
         first_moment_dtype="float32",
         learning_rate=golden.meta["lr"],

@@ -23,8 +23,8 @@ from justdubit_jax.planning import flops
 from justdubit_jax.planning.flops import StepFlops, TokenCounts
 from justdubit_jax.planning.stand_in import flash_stand_in
 from justdubit_jax.training import objective
+from justdubit_jax.training.prepare import Training, sample_of_shape
 from justdubit_jax.training.settings import Settings
-from justdubit_jax.training.step import Training, sample_of_shape
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from justdubit_jax.devices import processes as distributed
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora.adapters import Adapters
+from justdubit_jax.training.step import State
 
 _REMOVED = ".removed-"  # a step that is on its way out
 
@@ -56,15 +57,6 @@ def _fail_quietly() -> Callable[[], None]:
             logger.setLevel(level)
 
     return take_back
-
-
-class State(NamedTuple):
-    """What a step changes. `step` counts the steps made; `mean` is the adapters' running mean."""
-
-    adapters: Adapters
-    moments: Any
-    step: jax.Array
-    mean: Adapters | None = None
 
 
 def _bytes(state: State) -> int:

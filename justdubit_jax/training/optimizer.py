@@ -19,7 +19,7 @@ Rates = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class OptimizerConfig:
     """The optimizer of a run, checked."""
 
     kind: str  # one of KINDS; adamw8bit has moments of a byte each
@@ -55,7 +55,7 @@ def base_rates(
     return {path: np.array([rate(n) for n in blocks], np.float32) for path, blocks in names.items()}
 
 
-def curves(config: Config) -> dict[str, Callable[[int], np.ndarray]]:
+def curves(config: OptimizerConfig) -> dict[str, Callable[[int], np.ndarray]]:
     """For the log: every group's rate at a step from 0.
 
     Computed at once: asked for step by step, it would wait on the device behind the training.
@@ -88,7 +88,7 @@ def scale_by_rates(rates: Rates, schedule: Schedule) -> optax.GradientTransforma
 
 
 def make_optimizer(
-    config: Config, names: Mapping[str, Sequence[str]], adamw: AdamW = AdamW()
+    config: OptimizerConfig, names: Mapping[str, Sequence[str]], adamw: AdamW = AdamW()
 ) -> optax.GradientTransformationExtraArgs:
     """Global-norm clip, Adam, decoupled decay, then the groups' rates; `update` wants `step`.
 

@@ -6,48 +6,29 @@ loaded or written.
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
-from justdubit_jax.clips.rates import exact_fps
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora.adapters import LoRAConfig
 from justdubit_jax.models.attention import Remat
 from justdubit_jax.models.quant import SCHEMES, Scheme
-from justdubit_jax.models.tokens import FRAMES_PER_LATENT, PIXELS_PER_LATENT
-from justdubit_jax.sampling.guidance import Guidance, stg_blocks
 from justdubit_jax.training import optimizer as optim
 from justdubit_jax.training import schedules
 from justdubit_jax.training.objective import MaskLoss, SigmaSampling
-
-
-@dataclasses.dataclass(frozen=True)
-class Validation:
-    """Samples and held-out losses while training. Files exist; lists are as long as the prompts."""
-
-    prompts: tuple[str, ...]
-    negative_prompt: str
-    images: tuple[Path, ...]
-    reference_videos: tuple[Path, ...]
-    videos_per_prompt: int
-    include_reference: bool
-    width: int
-    height: int
-    frames: int
-    frame_rate: Fraction
-    seed: int
-    steps: int
-    interval: int  # 0: none
-    guidance: tuple[Guidance, Guidance]  # of video, of audio
-    batch_guidance: bool | None  # None: by free memory
-    with_sound: bool
-    skip_initial: bool
-    holdout: int
-    text_encoder_path: Path | None
+from justdubit_jax.training.values import (
+    at_least,
+    existing,
+    known_pairs,
+    one_of,
+    optional_path,
+    pairs,
+    within,
+)
+from justdubit_jax.validation.settings import Validation, read_validation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +46,7 @@ class Settings:
     folders: Mapping[str, str]  # role -> folder below data_root
     mask_loss: MaskLoss | None
     sampling: SigmaSampling
-    optimizer: optim.Config
+    optimizer: optim.OptimizerConfig
     ema_decay: float  # of a running mean of the adapters; 0 is off
     steps: int
     batch_size: int
@@ -108,18 +89,18 @@ def read(config: Any, dry_run: bool = False) -> Settings:
     if use_masks:
         folders["masks"] = masks.mask_dir
     settings = Settings(
-        model_path=_existing(config.model.model_path, "model.model_path"),
-        load_checkpoint=_optional_path(config.model.load_checkpoint, "model.load_checkpoint"),
-        cross_timestep=_one_of(config.model, "model.cross_timestep", ("auto", "own", "other")),
+        model_path=existing(config.model.model_path, "model.model_path"),
+        load_checkpoint=optional_path(config.model.load_checkpoint, "model.load_checkpoint"),
+        cross_timestep=one_of(config.model, "model.cross_timestep", ("auto", "own", "other")),
         lora=LoRAConfig(
-            rank=_at_least(1, config.lora.rank, "lora.rank"),
-            alpha=_at_least(1, config.lora.alpha, "lora.alpha"),
-            dropout=_within(0, 1, config.lora.dropout, "lora.dropout"),
+            rank=at_least(1, config.lora.rank, "lora.rank"),
+            alpha=at_least(1, config.lora.alpha, "lora.alpha"),
+            dropout=within(0, 1, config.lora.dropout, "lora.dropout"),
             target_modules=tuple(config.lora.target_modules),
         ),
         dtype=jnp.bfloat16 if config.acceleration.mixed_precision_mode == "bf16" else jnp.float32,
         quantization=_quantization(config.acceleration.quantization),
-        first_frame_p=_within(
+        first_frame_p=within(
             0,
             1,
             strategy.first_frame_conditioning_p,
@@ -139,22 +120,22 @@ def read(config: Any, dry_run: bool = False) -> Settings:
         optimizer=_optimizer(optimization),
         ema_decay=_ema_decay(optimization.ema_decay),
         steps=optimization.steps,
-        batch_size=_at_least(1, optimization.batch_size, "optimization.batch_size"),
-        accumulation=_at_least(
+        batch_size=at_least(1, optimization.batch_size, "optimization.batch_size"),
+        accumulation=at_least(
             1, optimization.gradient_accumulation_steps, "optimization.gradient_accumulation_steps"
         ),
         remat=_remat(optimization.enable_gradient_checkpointing),
-        mesh=(config.mesh.data, _at_least(1, config.mesh.fsdp, "mesh.fsdp")),
-        data_root=(_optional_path if dry_run else _existing)(
+        mesh=(config.mesh.data, at_least(1, config.mesh.fsdp, "mesh.fsdp")),
+        data_root=(optional_path if dry_run else existing)(
             config.data.preprocessed_data_root, "data.preprocessed_data_root"
         ),
-        reader_threads=_at_least(
+        reader_threads=at_least(
             0, config.data.num_dataloader_workers, "data.num_dataloader_workers"
         ),
-        checkpoint_interval=_at_least(0, config.checkpoints.interval, "checkpoints.interval"),
-        keep_last_n=_at_least(-1, config.checkpoints.keep_last_n, "checkpoints.keep_last_n"),
+        checkpoint_interval=at_least(0, config.checkpoints.interval, "checkpoints.interval"),
+        keep_last_n=at_least(-1, config.checkpoints.keep_last_n, "checkpoints.keep_last_n"),
         export_dtype=jnp.dtype(
-            _one_of(config.checkpoints, "checkpoints.precision", ("bfloat16", "float32"))
+            one_of(config.checkpoints, "checkpoints.precision", ("bfloat16", "float32"))
         ),
         seed=config.seed,
         keep_best=config.checkpoints.keep_best,
@@ -166,7 +147,7 @@ def read(config: Any, dry_run: bool = False) -> Settings:
         }
         if config.wandb.enabled
         else None,
-        validation=_validation(config),
+        validation=read_validation(config),
         output_dir=Path(config.output_dir).expanduser(),
     )
     return settings
@@ -211,50 +192,6 @@ def _refuse(config: Any) -> None:
             raise InputError(f"config: {what} is not supported yet")
 
 
-def _validation(config: Any) -> Validation:
-    v = config.validation
-    width, height, frames = _video_dims(v.video_dims)
-    for key, values in (("images", v.images), ("reference_videos", v.reference_videos)):
-        if values and len(values) != len(v.prompts):
-            raise InputError(
-                f"config: validation.{key} has {len(values)} entries, validation.prompts "
-                f"{len(v.prompts)}; expected one a prompt"
-            )
-    for key in ("prompts", "images", "reference_videos"):
-        if not all(isinstance(text, str) for text in v[key]):
-            raise InputError(f"config: validation.{key} is {tuple(v[key])}, expected texts")
-    for prompt in v.prompts:
-        if not prompt.strip():
-            raise InputError("config: validation.prompts has an empty prompt")
-    if config.checkpoints.keep_best and not v.holdout:
-        raise InputError("config: checkpoints.keep_best needs validation.holdout above 0")
-    return Validation(
-        prompts=tuple(v.prompts),
-        negative_prompt=v.negative_prompt,
-        images=tuple(_existing(path, "validation.images") for path in v.images),
-        reference_videos=tuple(
-            _existing(path, "validation.reference_videos") for path in v.reference_videos
-        ),
-        videos_per_prompt=_at_least(1, v.videos_per_prompt, "validation.videos_per_prompt"),
-        include_reference=v.include_reference_in_output,
-        width=width,
-        height=height,
-        frames=frames,
-        frame_rate=exact_fps(v.frame_rate),
-        seed=_within(0, 2**32 - 1, v.seed, "validation.seed"),
-        steps=_at_least(1, v.inference_steps, "validation.inference_steps"),
-        interval=_at_least(0, v.interval, "validation.interval"),
-        guidance=_guidance(v),
-        batch_guidance=v.batch_guidance,
-        with_sound=v.generate_audio,
-        skip_initial=v.skip_initial_validation,
-        holdout=_at_least(0, v.holdout, "validation.holdout"),
-        text_encoder_path=_existing(config.model.text_encoder_path, "model.text_encoder_path")
-        if v.prompts and v.interval
-        else None,
-    )
-
-
 def _remat(value: Any) -> Remat:
     names = {True: "full", False: "none", "attention": "attention", "offload": "offload"}
     if value not in names:
@@ -265,33 +202,33 @@ def _remat(value: Any) -> Remat:
     return names[value]  # type: ignore[return-value]
 
 
-def _optimizer(optimization: Any) -> optim.Config:
-    kind = _one_of(optimization, "optimization.optimizer_type", optim.KINDS)
+def _optimizer(optimization: Any) -> optim.OptimizerConfig:
+    kind = one_of(optimization, "optimization.optimizer_type", optim.KINDS)
     key = "optimization.first_moment_dtype"
-    first_moment = _one_of(optimization, key, ("float32", "bfloat16"))
+    first_moment = one_of(optimization, key, ("float32", "bfloat16"))
     if kind == "adamw8bit" and first_moment != "float32":
         raise InputError(f"config: {key} is for adamw: adamw8bit's moments are bytes")
     key = "optimization.learning_rate_groups"
-    groups = _pairs(optimization.learning_rate_groups, key)
+    groups = pairs(optimization.learning_rate_groups, key)
     for pattern, rate in groups:
-        _at_least(0, rate, key)
+        at_least(0, rate, key)
         try:
             re.compile(pattern)
         except re.error as error:
             raise InputError(f"config: {key}: {pattern!r} is no regex: {error}") from None
     schedule = schedules.Schedule(
-        kind=_one_of(optimization, "optimization.scheduler_type", schedules.KINDS),
-        steps=_at_least(1, optimization.steps, "optimization.steps"),
-        params=dict(_pairs(optimization.scheduler_params, "optimization.scheduler_params")),
-        warmup_steps=_at_least(0, optimization.warmup_steps, "optimization.warmup_steps"),
+        kind=one_of(optimization, "optimization.scheduler_type", schedules.KINDS),
+        steps=at_least(1, optimization.steps, "optimization.steps"),
+        params=dict(pairs(optimization.scheduler_params, "optimization.scheduler_params")),
+        warmup_steps=at_least(0, optimization.warmup_steps, "optimization.warmup_steps"),
     )
-    return optim.Config(
+    return optim.OptimizerConfig(
         kind=kind,
         first_moment_dtype=first_moment,
-        learning_rate=_at_least(0, optimization.learning_rate, "optimization.learning_rate"),
+        learning_rate=at_least(0, optimization.learning_rate, "optimization.learning_rate"),
         groups=groups,
         schedule=schedule,
-        max_grad_norm=_at_least(0, optimization.max_grad_norm, "optimization.max_grad_norm"),
+        max_grad_norm=at_least(0, optimization.max_grad_norm, "optimization.max_grad_norm"),
     )
 
 
@@ -301,63 +238,12 @@ def _ema_decay(value: float) -> float:
     return value
 
 
-def _video_dims(dims: Any) -> tuple[int, int, int]:
-    """(width, height, frames) of a size that the model takes."""
-    if len(dims) != 3 or not all(isinstance(n, int) for n in dims):
-        raise InputError(
-            f"config: validation.video_dims is {tuple(dims)}, expected (width, height, frames)"
-        )
-    off_grid = any(n < 1 or n % PIXELS_PER_LATENT for n in dims[:2])
-    if off_grid or dims[2] < 1 or dims[2] % FRAMES_PER_LATENT != 1:
-        raise InputError(
-            f"config: validation.video_dims {'x'.join(map(str, dims))}: width and height must be "
-            "multiples of 32 and frames 8k+1"
-        )
-    return tuple(dims)
-
-
-def _guidance(v: Any) -> tuple[Guidance, Guidance]:
-    """Guidance of (video, audio); what is None for the sound is the picture's."""
-
-    def scale(key: str, default: Any = None) -> float:
-        value = default if v[key] is None else v[key]
-        return _at_least(1, value, f"validation.{key}")
-
-    def rescale(key: str, default: Any = None) -> float:
-        value = default if v[key] is None else v[key]
-        return _within(0, 1, value, f"validation.{key}")
-
-    stg = _at_least(0, v.stg_scale, "validation.stg_scale")
-    mode: Any = _one_of(v, "validation.stg_mode", ("stg_av", "stg_v"))
-    if not all(isinstance(block, int) for block in v.stg_blocks) or (stg and not v.stg_blocks):
-        raise InputError(
-            f"config: validation.stg_blocks is {tuple(v.stg_blocks)}, expected numbers of blocks"
-        )
-    blocks = stg_blocks(mode, v.stg_blocks if stg else ())
-    return (
-        Guidance(
-            cfg=scale("guidance_scale"),
-            stg=stg,
-            modality=scale("video_modality_guidance_scale"),
-            rescale=rescale("guidance_rescale"),
-            stg_blocks=blocks[0],
-        ),
-        Guidance(
-            cfg=scale("audio_cfg_scale", v.guidance_scale),
-            stg=stg,
-            modality=scale("audio_modality_guidance_scale"),
-            rescale=rescale("audio_guidance_rescale", v.guidance_rescale),
-            stg_blocks=blocks[1],
-        ),
-    )
-
-
 def _sampling(flow: Any) -> SigmaSampling:
     key = "flow_matching.timestep_sampling_mode"
-    mode = _one_of(flow, key, ("shifted_logit_normal", "uniform"))
+    mode = one_of(flow, key, ("shifted_logit_normal", "uniform"))
     names = ("std",) if mode == "shifted_logit_normal" else ("min_value", "max_value")
     key = "flow_matching.timestep_sampling_params"
-    sampling = SigmaSampling(mode, **_known_pairs(flow.timestep_sampling_params, key, names))  # type: ignore[arg-type]
+    sampling = SigmaSampling(mode, **known_pairs(flow.timestep_sampling_params, key, names))  # type: ignore[arg-type]
     if not 0 <= sampling.min_value <= sampling.max_value <= 1:
         raise InputError(f"config: {key}: min_value and max_value must be in order within 0..1")
     return sampling
@@ -375,52 +261,3 @@ def _quantization(value: str | None) -> Any:
             f"config: acceleration.quantization is {value!r}, expected None or one of {accepted}"
         )
     return name
-
-
-def _existing(value: str | None, key: str) -> Path:
-    if not value:
-        raise InputError(f"config: {key} is missing: give it as --config.{key}=PATH")
-    path = Path(value).expanduser()
-    if not path.exists():
-        raise InputError(f"config: {key}: {path} does not exist")
-    return path
-
-
-def _optional_path(value: str | None, key: str) -> Path | None:
-    return _existing(value, key) if value else None
-
-
-def _one_of(section: Any, key: str, allowed: Sequence[str]) -> str:
-    value = section[key.rpartition(".")[2]]
-    if value not in allowed:
-        raise InputError(f"config: {key} is {value!r}, expected one of {', '.join(allowed)}")
-    return value
-
-
-def _at_least(limit: int, value: Any, key: str) -> Any:
-    if not value >= limit:
-        raise InputError(f"config: {key} is {value}, expected at least {limit}")
-    return value
-
-
-def _within(low: float, high: float, value: Any, key: str) -> Any:
-    if not low <= value <= high:
-        raise InputError(f"config: {key} is {value}, expected {low} to {high}")
-    return value
-
-
-def _pairs(value: Any, key: str) -> tuple[tuple[str, float], ...]:
-    try:
-        return tuple((str(name), float(number)) for name, number in value)
-    except (TypeError, ValueError):
-        raise InputError(
-            f"config: {key} is {value!r}, expected pairs (('name', number), …)"
-        ) from None
-
-
-def _known_pairs(value: Any, key: str, known: Sequence[str]) -> dict[str, float]:
-    pairs = dict(_pairs(value, key))
-    for name in pairs:
-        if name not in known:
-            raise InputError(f"config: {key}: unknown {name!r}, expected {', '.join(known)}")
-    return pairs

@@ -37,8 +37,8 @@ from justdubit_jax.models.transformer_config import CrossTimestep, TransformerCo
 from justdubit_jax.runs import display as report
 from justdubit_jax.runs.metrics import Metrics
 from justdubit_jax.sampling.guidance import SamplingSettings
+from justdubit_jax.training.prepare import Training
 from justdubit_jax.training.settings import Settings, is_due
-from justdubit_jax.training.step import Training
 from justdubit_jax.validation import fixed_loss as evaluate
 from justdubit_jax.weights.checkpoint import Checkpoint
 
