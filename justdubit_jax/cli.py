@@ -1,17 +1,22 @@
 """The commands' way in: flags, and one-line errors."""
 
 import argparse
+import contextlib
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+# Made by protobuf when they are imported, where pyright does not see them.
 from justdubit_jax.errors import InputError
 
 
@@ -87,3 +92,29 @@ def parse_config(argv: Sequence[str]) -> ConfigDict:
     if rest[1:]:
         raise InputError(f"command line: unexpected {' '.join(rest[1:])!r}")
     return config
+
+
+def parse_bytes(text: str) -> int:
+    """80GB, 79.6GiB, 24e9."""
+    match = re.fullmatch(r"([\d.]+(?:e\d+)?)\s*([kMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise InputError(f"command line: --device-memory {text!r}: expected a size such as 80GB")
+    number, prefix, binary = match.groups()
+    base = 1024 if binary else 1000
+    return int(float(number) * base ** " kmgt".index(prefix.lower() or " "))
+
+
+@contextlib.contextmanager
+def counting(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how many of `total` are done, as it is told: a bar in a terminal, lines elsewhere."""
+    plain = not console.is_interactive
+    columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=20)
+    with Progress(*columns, MofNCompleteColumn(), console=console, disable=plain) as progress:
+        task = progress.add_task(what, total=total)
+
+        def tell(done: int) -> None:
+            progress.update(task, completed=done)
+            if plain:
+                console.print(f"{what} {done}/{total}", markup=False, highlight=False)
+
+        yield tell

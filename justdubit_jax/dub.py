@@ -26,7 +26,6 @@ from justdubit_jax.latents import text as codec
 from justdubit_jax.latents.audio import audio_latent_shape, sample_rate
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
-from justdubit_jax.runs import display as report
 from justdubit_jax.sampling.guidance import Guidance, SamplingSettings, stg_blocks
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
@@ -81,7 +80,7 @@ def main(args: argparse.Namespace) -> None:
         settings = dataclasses.replace(settings, batched=batched)
     loop, tokens = sample.sampler(graphdef, settings), sample.start(streams)
     pieces = sample.in_segments(loop, adapters, frozen, streams, tokens, args.steps)
-    with report.counting(console, "sampling", args.steps) as show:
+    with cli.counting(console, "sampling", args.steps) as show:
         for done, tokens in pieces:  # noqa: B007 (the last are used)
             show(done)
     latents = sample.target_latents(job, tokens, streams, audio_shape[0])

@@ -10,14 +10,13 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from justdubit_jax import cli, files
+from justdubit_jax import cli
 from justdubit_jax.data.batch import Batch
 from justdubit_jax.data.batches import Batches
 from justdubit_jax.data.samples import Bucket, Sample, find_samples, make_buckets, read_sample
@@ -33,20 +32,17 @@ from justdubit_jax.runs import display as report
 from justdubit_jax.runs.fingerprint import check_same, fingerprint
 from justdubit_jax.runs.interrupt import Interrupt
 from justdubit_jax.runs.metrics import Metrics, NotFinite, open_logs
+from justdubit_jax.runs.output import claim_output, export_lora, is_due, lora_record, remove_old
 from justdubit_jax.runs.state import Checkpoints
 from justdubit_jax.training import optimizer as optim
 from justdubit_jax.training import settings
 from justdubit_jax.training.prepare import Training, first_state, prepare_training
-from justdubit_jax.training.settings import Settings, is_due
+from justdubit_jax.training.settings import Settings
 from justdubit_jax.training.step import State
 from justdubit_jax.validation import rounds as validate
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
 from justdubit_jax.weights.checkpoint import Checkpoint, checkpoint_config, open_checkpoint
-
-# What `--fresh` moves to OUTPUT/previous/1 and so on.
-_OF_A_RUN = ("state", "checkpoints", "samples", "tensorboard", "wandb", "best.json")
-_OF_A_RUN += ("metrics.jsonl", "validation.jsonl")
 
 
 def main(config: ConfigDict, fresh: bool = False) -> None:
@@ -156,29 +152,6 @@ def read_data(run: Settings) -> tuple[list[Bucket], list[Sample]]:
     return make_buckets(samples), held_out
 
 
-def claim_output(output: Path, fresh: bool) -> None:
-    """Make the folder ready: leftovers of killed processes go, and with `fresh` a run moves aside.
-
-    Raises InputError if there are LoRA files that a new run would overwrite.
-    """
-    if distributed.is_first():
-        files.remove_leftovers(output)
-        made = [output / name for name in _OF_A_RUN if (output / name).exists()]
-        if fresh and made:
-            aside = output / "previous"
-            numbers = [int(p.name) for p in aside.glob("*") if p.name.isdigit()]
-            aside /= str(max(numbers, default=0) + 1)
-            aside.mkdir(parents=True)
-            for path in made:
-                path.rename(aside / path.name)
-        elif not (output / "state").exists() and any((output / "checkpoints").glob("lora_*")):
-            raise InputError(
-                f"{output}: LoRA files of a run without its state/; choose another output_dir, or "
-                "--fresh, which moves them to previous/"
-            )
-    distributed.wait_for_all("the output folder is ready")
-
-
 def continued(
     console: Console, checkpoints: Checkpoints, mark: Mapping[str, str]
 ) -> tuple[int | None, dict[str, Any]]:
@@ -255,44 +228,6 @@ def save(
     checkpoints.save(state, record)
 
 
-def lora_record(training: Training) -> dict[str, str]:
-    """What a LoRA file says of itself in its metadata; strings, as safetensors wants them."""
-    return {
-        "rank": str(training.run.lora.rank),
-        "alpha": str(training.run.lora.alpha),
-        "cross_timestep": training.cross_timestep,
-        "reference_downscale_factor": "1",  # ltx-pipelines reads it: reference at full size
-    }
-
-
-def export_lora(training: Training, state: State, only_missing: bool = False) -> None:
-    """Write the LoRA file of a step, and that of the running mean beside it."""
-    run, step = training.run, int(state.step)
-    metadata = {**lora_record(training), "step": str(step)}
-    for adapters, mean in ((state.adapters, False), (state.mean, True)):
-        path = lora_files.export_path(run.output_dir, step, mean)
-        if adapters is None or (only_missing and path.exists()):
-            continue
-        tensors = distributed.gathered(adapters)
-        if distributed.is_first():
-            lora_files.write_file(path, tensors, run.export_dtype, metadata)
-
-
-def remove_old(run: Settings, checkpoints: Checkpoints) -> None:
-    """Keep the newest complete steps and their LoRA files, and the best."""
-    if run.keep_last_n < 1:
-        return
-    checkpoints.wait()
-    kept = set(checkpoints.steps[-run.keep_last_n :])
-    if (best := validate.best_step(run.output_dir)) is not None:
-        kept.add(best)
-    checkpoints.keep_only(kept)
-    if distributed.is_first():
-        for path in (run.output_dir / "checkpoints").glob("lora_weights_step_*.safetensors"):
-            if lora_files.step_of(path) not in kept:
-                path.unlink()
-
-
 def command() -> None:
     """The command line: this command's own flags, and the config's."""
     parser = cli.Parser(
@@ -305,7 +240,7 @@ def command() -> None:
     parser.add_argument("--fresh", action="store_true", help="start over; move what is there aside")
     parser.add_argument("--dry-run", action="store_true", help="say what a run needs, and stop")
     parser.add_argument(
-        "--device-memory", type=plan.parse_bytes, help="for --dry-run, e.g. 80GB; default: ask"
+        "--device-memory", type=cli.parse_bytes, help="for --dry-run, e.g. 80GB; default: ask"
     )
     own, others = parser.parse_known_args()
     config = cli.parse_config(["train", "--config", own.config, *others])

@@ -12,7 +12,7 @@ import pytest
 from test_runs import ONE_DEVICE
 from test_train import REPO, config
 
-from justdubit_jax import train
+from justdubit_jax import cli, train
 from justdubit_jax.data import samples as data
 from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
@@ -59,13 +59,13 @@ def test_what_does_not_fit_says_what_to_switch(toy):
     [("80GB", 80e9), ("79.6GiB", 79.6 * 2**30), ("24e9", 24e9), ("1 tb", 1e12), ("512 MiB", 2**29)],
 )
 def test_sizes_as_people_write_them(text, count):
-    assert plan.parse_bytes(text) == int(count)
+    assert cli.parse_bytes(text) == int(count)
 
 
 @pytest.mark.parametrize("text", ["much", "80 apples", "", "-3GB"])
 def test_other_sizes_are_refused(text):
     with pytest.raises(InputError, match="expected a size such as 80GB"):
-        plan.parse_bytes(text)
+        cli.parse_bytes(text)
 
 
 def test_the_19b_model_is_planned_from_its_config_alone():

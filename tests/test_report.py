@@ -16,6 +16,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from justdubit_jax.clips.pictures import contact_sheet_png, frame_row, side_by_side
 from justdubit_jax.errors import InputError
 from justdubit_jax.runs import display as report
+from justdubit_jax.runs.charts import _running_mean, loss_curve_png
+from justdubit_jax.runs.logs import EventLog, WandbLog
 
 RATE = 16_000
 
@@ -55,7 +57,7 @@ def summaries(folder) -> list[tuple[int, str, object]]:
 
 
 def test_checksums_are_tensorflows(tmp_path):
-    log = report.EventLog(tmp_path, 0)
+    log = EventLog(tmp_path, 0)
     log.scalars(1, {"loss": 1.0})
     log.close()
     (path,) = tmp_path.iterdir()
@@ -66,7 +68,7 @@ def test_checksums_are_tensorflows(tmp_path):
 
 
 def test_event_log_holds_numbers_pictures_sound_and_text(tmp_path):
-    log = report.EventLog(tmp_path / "events", 0)
+    log = EventLog(tmp_path / "events", 0)
     values = record(7)
     log.scalars(values.pop("step"), values)
     log.images(7, "sample_1/dubbed", clip(20, 32, 64))
@@ -95,14 +97,14 @@ def test_event_log_holds_numbers_pictures_sound_and_text(tmp_path):
 
 
 def test_what_is_logged_is_on_disk_at_once(tmp_path):
-    log = report.EventLog(tmp_path, 0)
+    log = EventLog(tmp_path, 0)
     log.scalars(1, {"loss": 1.0})
     assert [step for step, _, _ in summaries(tmp_path)] == [1]  # a kill now would not lose it
     log.close()
 
 
 def write_steps(folder, resume_step: int, last: int, value: float) -> None:
-    log = report.EventLog(folder, resume_step)
+    log = EventLog(folder, resume_step)
     for step in range(resume_step + 1, last + 1):
         log.scalars(step, {"loss": value})
     log.close()
@@ -129,16 +131,16 @@ def test_loss_curve(tmp_path):
         records = [record(step, 1 / (1 + step / 50)) for step in range(1, count + 1)]
         if count == 300:
             records[40]["loss_audio"] = float("nan")
-        report.loss_curve_png(tmp_path / "run" / "loss.png", records)
+        loss_curve_png(tmp_path / "run" / "loss.png", records)
         with Image.open(tmp_path / "run" / "loss.png") as picture:
             assert picture.size == (990, 550)
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["loss.png"]
 
 
 def test_running_mean_passes_over_what_is_not_finite():
-    got = report._running_mean(np.array([np.nan, 1, 3, np.inf, 5]), 2)
+    got = _running_mean(np.array([np.nan, 1, 3, np.inf, 5]), 2)
     np.testing.assert_array_equal(got, [np.nan, 1, 2, 3, 5])
-    np.testing.assert_array_equal(report._running_mean(np.array([1.0, 2.0]), 1), [1, 2])
+    np.testing.assert_array_equal(_running_mean(np.array([1.0, 2.0]), 1), [1, 2])
 
 
 def test_contact_sheet(tmp_path):
@@ -180,7 +182,7 @@ WANDB = {
 def test_wandb_missing_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(InputError, match="expected the extra `wandb`") as error:
-        report.WandbLog(tmp_path, **WANDB)
+        WandbLog(tmp_path, **WANDB)
     assert "\n" not in str(error.value)
 
 
@@ -203,7 +205,7 @@ def test_wandb_gets_what_the_event_file_gets(tmp_path, monkeypatch, videos):
         init=init, Error=RuntimeError, Image=Media, Audio=Media, Video=Media, Html=Media
     )
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    log = report.WandbLog(tmp_path, **{**WANDB, "log_validation_videos": videos})
+    log = WandbLog(tmp_path, **{**WANDB, "log_validation_videos": videos})
     assert started["project"] == "dub" and started["tags"] == ["a"]
     assert started["config"] == {"seed": 1} and started["name"] == "run"
 
@@ -229,7 +231,7 @@ def test_wandb_refusal_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, Error=Refused))
     with pytest.raises(InputError, match=r"^config: wandb: no key configured$"):
-        report.WandbLog(tmp_path, **WANDB)
+        WandbLog(tmp_path, **WANDB)
 
 
 def show(console: Console) -> None:

@@ -215,9 +215,7 @@ def test_a_run_with_moments_of_bytes_and_another_schedule(demo, tmp_path):
 def test_moments_of_bytes_have_no_other_dtype(demo, tmp_path):
     flags = ("optimizer_type=adamw8bit", "first_moment_dtype=bfloat16")
     with pytest.raises(InputError, match="first_moment_dtype is for adamw"):
-        settings.read(
-            config(demo, tmp_path, *(f"--config.optimization.{f}" for f in flags))
-        )
+        settings.read(config(demo, tmp_path, *(f"--config.optimization.{f}" for f in flags)))
 
 
 @pytest.mark.parametrize(

@@ -166,9 +166,7 @@ def prepared(demo, tmp_path_factory):
     more = ("--config.validation.prompts=('A face says: hello.', 'A face says: bye.')",)
     more += (f"--config.validation.reference_videos={clips}",)
     more += ("--config.validation.videos_per_prompt=2", "--config.validation.guidance_rescale=0.7")
-    run = settings.read(
-        config(demo, tmp_path_factory.mktemp("prepared"), *flags(demo, *more))
-    )
+    run = settings.read(config(demo, tmp_path_factory.mktemp("prepared"), *flags(demo, *more)))
     return run, validate.prepare(run, open_checkpoint(run.model_path))
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -148,16 +147,6 @@ def device_memory() -> int | None:
     """Bytes that a device of this machine gives to JAX, if it tells."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit")
-
-
-def parse_bytes(text: str) -> int:
-    """80GB, 79.6GiB, 24e9."""
-    match = re.fullmatch(r"([\d.]+(?:e\d+)?)\s*([kMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
-    if not match:
-        raise InputError(f"command line: --device-memory {text!r}: expected a size such as 80GB")
-    number, prefix, binary = match.groups()
-    base = 1024 if binary else 1000
-    return int(float(number) * base ** " kmgt".index(prefix.lower() or " "))
 
 
 def _kept_bytes(training: Training, sample: Batch) -> int:

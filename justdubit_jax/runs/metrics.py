@@ -11,6 +11,8 @@ from typing import Any
 from justdubit_jax.devices import processes as distributed
 from justdubit_jax.files import replacing
 from justdubit_jax.runs import display as report
+from justdubit_jax.runs.charts import loss_curve_png
+from justdubit_jax.runs.logs import EventLog, WandbLog
 from justdubit_jax.training.settings import Settings
 
 _NAMES = ("loss", "loss_video", "loss_audio", "grad_norm")
@@ -23,10 +25,10 @@ def open_logs(run: Settings, resume_step: int, text: str) -> list[Any]:
     """
     if not distributed.is_first():
         return []
-    logs: list[Any] = [report.EventLog(run.output_dir / "tensorboard", resume_step)]
+    logs: list[Any] = [EventLog(run.output_dir / "tensorboard", resume_step)]
     if run.wandb is not None:
         options = {"config": {"config": text}, "name": run.output_dir.name}
-        logs.append(report.WandbLog(run.output_dir / "wandb", **run.wandb, **options))
+        logs.append(WandbLog(run.output_dir / "wandb", **run.wandb, **options))
     for log in logs:
         log.text(resume_step, "config", "\n".join(f"    {line}" for line in text.splitlines()))
     return logs
@@ -117,7 +119,7 @@ class Metrics:
     def curve(self) -> None:
         """Draw the losses so far beside the samples."""
         if self._records and self._file is not None:
-            report.loss_curve_png(self._path.parent / "samples" / "loss.png", self._records)
+            loss_curve_png(self._path.parent / "samples" / "loss.png", self._records)
 
     def close(self) -> None:
         self.flush()

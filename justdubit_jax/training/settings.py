@@ -65,11 +65,6 @@ class Settings:
     output_dir: Path
 
 
-def is_due(step: int, interval: int) -> bool:
-    """Whether something happens at a step that happens every `interval` steps; 0 is never."""
-    return bool(interval) and step % interval == 0
-
-
 def read(config: Any, dry_run: bool = False) -> Settings:
     """Check a ConfigDict with the keys of configs/dub.py. Raises InputError naming the key.
 

@@ -36,9 +36,10 @@ from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.transformer_config import CrossTimestep, TransformerConfig
 from justdubit_jax.runs import display as report
 from justdubit_jax.runs.metrics import Metrics
+from justdubit_jax.runs.output import is_due, read_best
 from justdubit_jax.sampling.guidance import SamplingSettings
 from justdubit_jax.training.prepare import Training
-from justdubit_jax.training.settings import Settings, is_due
+from justdubit_jax.training.settings import Settings
 from justdubit_jax.validation import fixed_loss as evaluate
 from justdubit_jax.weights.checkpoint import Checkpoint
 
@@ -300,7 +301,7 @@ class Holdout:
         records = [r for r in map(json.loads, lines) if r["step"] <= first_step]
         # Read once: the processes must agree on what is left to measure.
         self._known: dict[int, dict[str, float]] = {r["step"]: r for r in records}
-        best = _read_best(self._output)
+        best = read_best(self._output)
         if self._writes and best is not None and best["step"] > first_step:
             (self._output / "best.json").unlink()
 
@@ -319,7 +320,7 @@ class Holdout:
 
     def name_best(self, record: dict[str, float], file: Path) -> None:
         """Keep the checkpoint of least loss in best.json."""
-        best = _read_best(self._output)
+        best = read_best(self._output)
         if self._writes and (best is None or record["loss"] < best["loss"]):
             with replacing(self._output / "best.json") as temporary:
                 best = {"step": record["step"], "loss": record["loss"], "file": file.name}
@@ -399,14 +400,3 @@ class Rounds:
             with self._metrics.pause():
                 record = self._holdout.measure(step, adapters, frozen)
                 self._holdout.name_best(record, lora_files.export_path(self._run.output_dir, step))
-
-
-def best_step(output: Path) -> int | None:
-    """The step that best.json names."""
-    best = _read_best(output)
-    return None if best is None else best["step"]
-
-
-def _read_best(output: Path) -> dict[str, Any] | None:
-    path = output / "best.json"
-    return json.loads(path.read_text()) if path.exists() else None
