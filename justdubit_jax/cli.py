@@ -16,7 +16,6 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-# Made by protobuf when they are imported, where pyright does not see them.
 from justdubit_jax.errors import InputError
 
 

@@ -15,6 +15,7 @@ from justdubit_jax.clips.write import write_video
 from justdubit_jax.data.precomputed import TENSORS
 from justdubit_jax.data.rows import Columns, read_rows
 from justdubit_jax.errors import InputError
+from justdubit_jax.preprocessing.encode import prepare_caption
 
 
 def read(path: Path):
@@ -172,9 +173,9 @@ def test_data_sets_that_are_wrong(tmp_path, rows, message):
 def test_captions(demo):
     dataset = demo / "dataset/dataset.json"
     args = arguments(demo, dataset, "--lora-trigger", " DUB ", "--remove-llm-prefixes")
-    assert preprocess.prepare_caption("The video shows a face. ", args) == "DUB a face."
+    assert prepare_caption("The video shows a face. ", args) == "DUB a face."
     plain = arguments(demo, dataset)
-    assert preprocess.prepare_caption("The video shows a face.", plain) == "The video shows a face."
+    assert prepare_caption("The video shows a face.", plain) == "The video shows a face."
 
 
 @pytest.mark.parametrize(

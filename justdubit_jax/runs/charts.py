@@ -10,7 +10,6 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Made by protobuf when they are imported, where pyright does not see them.
 from justdubit_jax.files import replacing
 
 
