@@ -21,6 +21,7 @@ from justdubit_jax.clips.rates import exact_fps
 from justdubit_jax.clips.write import write_video
 from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.dubbing import sample
+from justdubit_jax.dubbing.job import Job, decode_samples, encode_jobs
 from justdubit_jax.errors import InputError
 from justdubit_jax.latents import text as codec
 from justdubit_jax.latents.audio import audio_latent_shape, sample_rate
@@ -67,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
     prompt = encode_text([args.prompt])[0]
     negative = encode_text([args.negative_prompt])[0] if guided else None
     del encode_text
-    encoded = sample.encode(checkpoint, [job])[0]
+    encoded = encode_jobs(checkpoint, [job])[0]
 
     model = weights.load_weights(checkpoint, keys.TRANSFORMER, model, settings.dtype)
     graphdef, _, frozen = lora.split(model)
@@ -85,7 +86,7 @@ def main(args: argparse.Namespace) -> None:
             show(done)
     latents = sample.target_latents(job, tokens, streams, audio_shape[0])
     del model, frozen, loop, pieces, tokens
-    frames, sound, rate = next(sample.decode(checkpoint, [latents]))
+    frames, sound, rate = next(decode_samples(checkpoint, [latents]))
     write_video(args.out, frames, job.fps, sound, rate)
     console.print(f"wrote {args.out}: {job.frames} frames, {float(job.fps):g} fps")
 
@@ -118,7 +119,7 @@ def sampling_settings(args: argparse.Namespace) -> SamplingSettings:
     )
 
 
-def read_job(args: argparse.Namespace, checkpoint: Checkpoint, console: Console) -> sample.Job:
+def read_job(args: argparse.Namespace, checkpoint: Checkpoint, console: Console) -> Job:
     """The clip and the first frame as the model takes them. Raises InputError on bad ones."""
     clip = clips.fit_clip(args.video, args.frame_rate, args.height, args.width)
     for note in clip.notes:
@@ -127,7 +128,7 @@ def read_job(args: argparse.Namespace, checkpoint: Checkpoint, console: Console)
     rate = sample_rate(checkpoint)
     image = clips.fit_image(args.image, height, width) if args.image else None
     sound = media.read_audio(args.video, rate, Fraction(count) / clip.fps)
-    return sample.Job(count, height, width, clip.fps, clip.frames, sound, image)
+    return Job(count, height, width, clip.fps, clip.frames, sound, image)
 
 
 def trained_rule(path: Path) -> Any:

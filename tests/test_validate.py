@@ -22,6 +22,7 @@ from justdubit_jax.clips.write import write_video
 from justdubit_jax.data import samples as data
 from justdubit_jax.devices import sharding
 from justdubit_jax.dubbing import sample
+from justdubit_jax.dubbing.job import Encoded, Job
 from justdubit_jax.errors import InputError
 from justdubit_jax.latents import text as codec
 from justdubit_jax.latents import text_cache as prompts
@@ -238,9 +239,9 @@ def test_an_interrupted_sampler_writes_nothing_more(demo, prepared, tmp_path, ca
 
 def test_turns_of_equal_shapes_stand_together():
     def of(frames):
-        job = sample.Job(frames, 64, 96, Fraction(25), None, None, None)
+        job = Job(frames, 64, 96, Fraction(25), None, None, None)
         context = np.zeros((1, 1), np.float32)
-        encoded = sample.Encoded(None, None, None)
+        encoded = Encoded(None, None, None)
         return validate.Prepared(job, encoded, "", (context, context), None)
 
     turns = validate.turns([of(9), of(17), of(9)], 2, seed=5)

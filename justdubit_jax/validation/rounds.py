@@ -27,6 +27,7 @@ from justdubit_jax.clips.write import write_video
 from justdubit_jax.data import samples as data
 from justdubit_jax.devices import processes, sharding
 from justdubit_jax.dubbing import sample
+from justdubit_jax.dubbing.job import Encoded, Job, decode_samples, encode_jobs
 from justdubit_jax.files import replacing
 from justdubit_jax.latents import text_cache as prompts
 from justdubit_jax.latents.audio import audio_latent_shape, sample_rate
@@ -48,8 +49,8 @@ from justdubit_jax.weights.checkpoint import Checkpoint
 class Prepared:
     """One prompt's job, with everything that conditions it encoded."""
 
-    job: sample.Job
-    encoded: sample.Encoded
+    job: Job
+    encoded: Encoded
     text: str
     prompt: Contexts
     negative: Contexts | None
@@ -84,14 +85,14 @@ def prepare(run: Settings, checkpoint: Checkpoint) -> list[Prepared]:
         wanted, checkpoint, run.model_path, v.text_encoder_path, cache
     )
     negative = contexts[v.negative_prompt] if guided else None
-    encoded = sample.encode(checkpoint, jobs)
+    encoded = encode_jobs(checkpoint, jobs)
     return [
         Prepared(job, latents, prompt, contexts[prompt], negative)
         for job, latents, prompt in zip(jobs, encoded, v.prompts, strict=True)
     ]
 
 
-def read_job(run: Settings, checkpoint: Checkpoint, index: int) -> sample.Job:
+def read_job(run: Settings, checkpoint: Checkpoint, index: int) -> Job:
     """The clip and first frame of a prompt at the validation's size and frame rate."""
     v = run.validation
     frames, sound, image = None, None, None
@@ -104,7 +105,7 @@ def read_job(run: Settings, checkpoint: Checkpoint, index: int) -> sample.Job:
         sound = media.read_audio(path, sample_rate(checkpoint), seconds)
     if v.images:
         image = clips.fit_image(v.images[index], v.height, v.width)
-    return sample.Job(count, v.height, v.width, v.frame_rate, frames, sound, image)
+    return Job(count, v.height, v.width, v.frame_rate, frames, sound, image)
 
 
 def turns(prepared: Sequence[Prepared], repeats: int, seed: int) -> list[Turn]:
@@ -227,7 +228,7 @@ class Sampler:
             say(turn.number, turn.prepared.text, "decoding")
             try:
                 rest = [latents for _, latents in sampled[index:]]
-                decoded = decoded or sample.decode(self._checkpoint, rest)
+                decoded = decoded or decode_samples(self._checkpoint, rest)
                 pieces, sound, rate = next(decoded)
                 frames = np.concatenate(list(pieces))
                 job = turn.prepared.job
@@ -244,9 +245,7 @@ class Sampler:
     def _path(self, step: int, number: int) -> Path:
         return self._run.output_dir / "samples" / f"step_{step:06d}_{number}.mp4"
 
-    def _save(
-        self, step: int, number: int, job: sample.Job, frames: Any, sound: Any, rate: int
-    ) -> Path:
+    def _save(self, step: int, number: int, job: Job, frames: Any, sound: Any, rate: int) -> Path:
         """Write a sample as mp4 and contact sheet, and log it."""
         path, shown = self._path(step, number), frames
         rows = [("dubbed", frames)]

@@ -1,0 +1,77 @@
+"""What is dubbed: the clip and the first frame, encoded; and what comes out, decoded.
+
+Models are loaded for their turn only: the encoders before the transformer samples, the decoders
+after it, so none stands beside another.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+from jaxtyping import UInt8
+
+from justdubit_jax.devices.choose import default_dtype
+from justdubit_jax.latents.audio import audio_decoder, audio_encoder
+from justdubit_jax.latents.shapes import Frames, Latents, Sound
+from justdubit_jax.latents.tiling import DEFAULT_TILING
+from justdubit_jax.latents.video import video_decoder, video_encoder
+from justdubit_jax.models import tokens
+from justdubit_jax.weights.checkpoint import Checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What to sample: 8k+1 frames of a legal size, and what conditions it."""
+
+    frames: int
+    height: int
+    width: int
+    fps: Fraction
+    reference: Frames | None  # the clip to dub, of the same shape
+    sound: Sound | None  # its sound, at the audio VAE's rate
+    image: UInt8[np.ndarray, "1 _y _x 3"] | None  # the first frame
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns."""
+        pixels = tokens.PIXELS_PER_LATENT
+        return tokens.video_latent_frames(self.frames), self.height // pixels, self.width // pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A job's conditions as latents; None where there are none."""
+
+    reference: Latents | None
+    sound: Latents | None
+    image: Latents | None
+
+
+def encode_jobs(checkpoint: Checkpoint, jobs: list[Job]) -> list[Encoded]:
+    """Encode the conditions of all jobs; the encoders are on the device only meanwhile."""
+    video = video_encoder(checkpoint, default_dtype(), DEFAULT_TILING)
+    audio, _ = audio_encoder(checkpoint)
+    return [
+        Encoded(
+            reference=None if job.reference is None else video([job.reference])[0],
+            sound=None if job.sound is None else audio(job.sound),
+            image=None if job.image is None else video([job.image])[0],
+        )
+        for job in jobs
+    ]
+
+
+def decode_samples(
+    checkpoint: Checkpoint, latents: list[tuple[Latents, Latents]]
+) -> Iterator[tuple[Iterator[Frames], Sound, int]]:
+    """Picture, sound and sample rate of each sample; one decoder after the other is on the device.
+
+    A picture comes in pieces, decoded as they are asked for: a clip is never held as a whole.
+    """
+    audio, rate = audio_decoder(checkpoint)
+    sounds = [audio(sound) for _, sound in latents]
+    del audio
+    video = video_decoder(checkpoint, default_dtype(), DEFAULT_TILING)
+    for (picture, _), sound in zip(latents, sounds, strict=True):
+        yield video(picture), sound, rate
