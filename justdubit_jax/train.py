@@ -27,6 +27,8 @@ from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.attention import attention
 from justdubit_jax.planning import memory as plan
+from justdubit_jax.planning.advice import check_fits
+from justdubit_jax.planning.show import show, summary
 from justdubit_jax.planning.stand_in import flash_stand_in
 from justdubit_jax.runs import display as report
 from justdubit_jax.runs.fingerprint import check_same, fingerprint
@@ -83,8 +85,8 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
             console.print(f"continuing {run.output_dir} from step {newest}")
             export_lora(training, state, only_missing=True)
         largest = next(iter(programs.values())).result().plan
-        plan.check_fits(largest, plan.device_memory())
-        console.print(plan.summary(largest, plan.device_memory()))
+        check_fits(largest, plan.device_memory())
+        console.print(summary(largest, plan.device_memory()))
 
         first_step = int(state.step)
         logs = open_logs(run, first_step, str(config))
@@ -136,10 +138,8 @@ def dry_run(config: ConfigDict, memory: int | None) -> None:
         sample, grid = read_sample(bucket.samples[0]), bucket.grid
     else:
         sample, grid = plan.sample_like_validation(run, training.model.config)
-    program = plan.compiled(training, sample, grid)
-    plan.show(
-        Console(highlight=False, soft_wrap=True), program.plan, memory or plan.device_memory()
-    )
+    program = plan.compile_step(training, sample, grid)
+    show(Console(highlight=False, soft_wrap=True), program.plan, memory or plan.device_memory())
 
 
 def read_data(run: Settings) -> tuple[list[Bucket], list[Sample]]:
@@ -172,7 +172,7 @@ def compile_steps(
     order = sorted(buckets, key=lambda bucket: -math.prod(bucket.grid))
     return {
         bucket: compiler.submit(
-            plan.compiled, training, read_sample(bucket.samples[0]), bucket.grid
+            plan.compile_step, training, read_sample(bucket.samples[0]), bucket.grid
         )
         for bucket in order
     }

@@ -17,6 +17,7 @@ from justdubit_jax.data import samples as data
 from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.planning import memory as plan
+from justdubit_jax.planning.advice import advice, check_fits
 from justdubit_jax.training import settings
 from justdubit_jax.training.prepare import prepare_training
 from justdubit_jax.weights.checkpoint import open_checkpoint
@@ -28,7 +29,7 @@ def toy(demo, tmp_path_factory):
     source = open_checkpoint(run.model_path)
     training = prepare_training(run, source.config, sharding.make_mesh(*run.mesh))
     bucket = train.read_data(run)[0][0]
-    return plan.compiled(training, data.read_sample(bucket.samples[0]), bucket.grid)
+    return plan.compile_step(training, data.read_sample(bucket.samples[0]), bucket.grid)
 
 
 def test_the_parts_add_up_to_the_compiled_programs_own_analysis(toy):
@@ -45,11 +46,11 @@ def test_the_parts_add_up_to_the_compiled_programs_own_analysis(toy):
 
 
 def test_what_does_not_fit_says_what_to_switch(toy):
-    plan.check_fits(toy.plan, None)
-    plan.check_fits(toy.plan, toy.plan.memory.total)
+    check_fits(toy.plan, None)
+    check_fits(toy.plan, toy.plan.memory.total)
     with pytest.raises(InputError, match=r"a step needs .* in order of cost: .*bfloat16 \("):
-        plan.check_fits(toy.plan, toy.plan.memory.total - 1)
-    switches = list(plan.advice(toy.plan, 0))
+        check_fits(toy.plan, toy.plan.memory.total - 1)
+    switches = list(advice(toy.plan, 0))
     assert [left for _, left in switches] == sorted((left for _, left in switches), reverse=True)
     assert "smaller video" in switches[-1][0]
 

@@ -91,7 +91,7 @@ def sharded(demo, tmp_path_factory):
         training = prepare_training(run, source.config, sharding.make_mesh(*run.mesh))
         bucket = train.read_data(run)[0][0]
         sample = data.read_sample(bucket.samples[0])
-        return training, plan.compiled(training, sample, bucket.grid).run
+        return training, plan.compile_step(training, sample, bucket.grid).run
 
 
 def collectives(text: str, *kinds: str) -> list[tuple[int, ...]]:

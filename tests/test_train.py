@@ -63,7 +63,7 @@ def one_step(demo, tmp_path, data_axis: int, fsdp: int, batch_size: int, *more: 
     buckets, _ = train.read_data(run)
     per_step = run.accumulation * batch_size * mesh.size
     bucket, _, batch = next(Batches(buckets, per_step, 0, 0))
-    program = plan.compiled(training, data.read_sample(bucket.samples[0]), bucket.grid)
+    program = plan.compile_step(training, data.read_sample(bucket.samples[0]), bucket.grid)
     state, metrics = program.run(state, frozen, train.spread(training, batch))
     jax.tree.map(np.testing.assert_array_equal, before, frozen)
     return jax.tree.map(float, metrics), state.moments[1].mu, state.adapters

@@ -1,19 +1,15 @@
-"""What a run needs, read off the compiled step: memory by part, operations, and whether it fits."""
+"""What a run needs, read off the compiled step: memory by part, and operations."""
 
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console, Group
-from rich.table import Table
 
 from justdubit_jax.data.batch import Batch
-from justdubit_jax.errors import InputError
 from justdubit_jax.latents import text as codec
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models import tokens
@@ -63,7 +59,7 @@ class Program(NamedTuple):
     plan: Plan
 
 
-def compiled(training: Training, sample: Batch, grid: tuple[int, int, int]) -> Program:
+def compile_step(training: Training, sample: Batch, grid: tuple[int, int, int]) -> Program:
     """Compile the step for samples like this one, of that latent grid."""
     step = training.lower(sample, grid).compile()
     return Program(step, make_plan(training, sample, step))
@@ -189,138 +185,3 @@ def _bytes_here(tree: Any) -> int:
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
-
-
-def check_fits(plan: Plan, limit: int | None) -> None:
-    """Raise InputError, with what to switch, if the step does not fit into `limit` bytes."""
-    if limit is not None and plan.memory.total > limit:
-        switches = "; ".join(f"{what} ({gb(left)})" for what, left in advice(plan, limit))
-        raise InputError(
-            f"config: a step needs {gb(plan.memory.total)}, the device has {gb(limit)}; "
-            f"in order of cost: {switches}"
-        )
-
-
-def gb(count: float) -> str:
-    """In GB, 1e9 bytes; a toy's in MB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
-
-
-def summary(plan: Plan, limit: int | None) -> str:
-    """One line."""
-    parts = {k: v for k, v in dataclasses.asdict(plan.memory).items() if v}
-    listed = ", ".join(f"{name} {gb(count)}" for name, count in parts.items())
-    of = "" if limit is None else f" of {gb(limit)}"
-    work = plan.flops.model / 1e12
-    return f"a step: {gb(plan.memory.total)}{of} a device ({listed}); {work:.3g} TFLOP in the model"
-
-
-def advice(plan: Plan, limit: int) -> Iterator[tuple[str, int]]:
-    """What to switch, in order of cost, until it fits, and the bytes needed then (estimated).
-
-    Each switch is on top of those before it.
-    """
-    run, memory = plan.training.run, plan.memory
-    left = memory.total
-    for what, saved in _switches(run, memory):
-        if left <= limit:
-            return
-        if saved > 0:
-            left -= int(saved)
-            yield what, left
-    if left > limit:
-        yield "a smaller video (preprocess --resolution-buckets), or more devices", left
-
-
-def _switches(run: Settings, memory: Memory) -> Iterator[tuple[str, float]]:
-    """Every switch that is not on yet, and about what it saves; cheapest first."""
-    state = memory.lora + memory.optimizer + memory.mean + memory.gradients
-    optimizer = memory.optimizer
-    if run.batch_size > 1:
-        share = 1 - 1 / run.batch_size
-        saved = (memory.activations + memory.workspace) * share
-        yield "optimization.batch_size=1 with gradient_accumulation_steps instead", saved
-    if run.remat in ("none", "attention"):
-        yield "optimization.enable_gradient_checkpointing=True", 0.9 * memory.activations
-    if run.optimizer.kind == "adamw" and run.optimizer.first_moment_dtype == "float32":
-        yield "optimization.first_moment_dtype=bfloat16", optimizer / 4
-        optimizer *= 3 / 4
-    if run.optimizer.kind == "adamw":
-        yield "optimization.optimizer_type=adamw8bit", optimizer - memory.lora / 2
-        state += memory.lora / 2 - memory.optimizer
-    if run.quantization is None:
-        yield "acceleration.quantization=int8", memory.base * 0.49
-    yield (
-        "optimization.enable_gradient_checkpointing=offload",
-        (0.0 if run.remat == "offload" else 0.9 * min(memory.activations, 0.1 * memory.base)),
-    )
-    if run.lora.rank > 32:
-        yield "lora.rank=32", state * (1 - 32 / run.lora.rank)
-    if run.quantization in (None, "int8", "fp8"):
-        now = memory.base * (0.51 if run.quantization is None else 1)
-        yield "acceleration.quantization=nf4", now * 0.45
-
-
-def show(console: Console, plan: Plan, limit: int | None) -> None:
-    """What a person wants to know before a run."""
-    training, memory = plan.training, plan.memory
-    console.print(Group(_modules(training), _parameters(training), _memory(memory)))
-    counts, work = plan.counts, plan.flops
-    console.print(
-        f"tokens: {counts.video} video ({counts.video_reference} of the reference), "
-        f"{counts.audio} audio ({counts.audio_reference}), {counts.text} text; "
-        f"{training.run.accumulation} x {training.run.batch_size} samples a device, "
-        f"{training.mesh.size} devices"
-    )
-    console.print(
-        f"operations: {work.model / 1e12:.4g} TFLOP a step in the model, "
-        f"{work.total / 1e12:.4g} with what is recomputed"
-    )
-    if plan.stood_in:
-        console.print(
-            "compiled for a CPU: flash attention, which a CPU has not, is stood in for by its "
-            "memory, and workspace includes float32 copies that a GPU does not make"
-        )
-    if limit is None:
-        console.print("the device's memory is not known: give --device-memory, e.g. 80GB")
-    elif memory.total <= limit:
-        console.print(f"fits: {gb(memory.total)} of {gb(limit)}")
-    else:
-        console.print(f"does not fit: {gb(memory.total)} of {gb(limit)}; in order of cost:")
-        for what, left in advice(plan, limit):
-            console.print(f"  {what}: about {gb(left)}")
-
-
-def _modules(training: Training) -> Table:
-    table = Table("LoRA target", "modules", title="adapters")
-    for target, names in training.targets.items():
-        table.add_row(target, str(len(names)))
-    return table
-
-
-def _parameters(training: Training) -> Table:
-    """Parameters by part and type; bytes are of all devices together."""
-    found: Counter[tuple[str, str]] = Counter()
-    state = training.abstract_state
-    parts: Mapping[str, Any] = {
-        "base, blocks": training.frozen["blocks"],
-        "base, around the blocks": {k: v for k, v in training.frozen.items() if k != "blocks"},
-        "LoRA": state.adapters,
-        "optimizer": state.moments,
-        "running mean": state.mean,
-    }
-    for name, tree in parts.items():
-        for leaf in jax.tree.leaves(tree):
-            found[name, str(leaf.dtype)] += math.prod(leaf.shape)
-    table = Table("part", "type", "numbers", "bytes", title="parameters")
-    for (name, dtype), count in found.items():
-        table.add_row(name, dtype, f"{count:,}", gb(count * np.dtype(dtype).itemsize))
-    return table
-
-
-def _memory(memory: Memory) -> Table:
-    table = Table("on one device", "bytes", title="memory of a step")
-    for name, count in dataclasses.asdict(memory).items():
-        table.add_row(name, gb(count))
-    table.add_row("total", gb(memory.total), style="bold")
-    return table

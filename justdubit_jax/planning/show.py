@@ -1,0 +1,95 @@
+"""What a run needs, as a person reads it."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console, Group
+from rich.table import Table
+
+from justdubit_jax.planning.advice import advice
+from justdubit_jax.planning.memory import Memory, Plan
+from justdubit_jax.training.prepare import Training
+
+
+def gb(count: float) -> str:
+    """In GB, 1e9 bytes; a toy's in MB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def summary(plan: Plan, limit: int | None) -> str:
+    """One line."""
+    parts = {k: v for k, v in dataclasses.asdict(plan.memory).items() if v}
+    listed = ", ".join(f"{name} {gb(count)}" for name, count in parts.items())
+    of = "" if limit is None else f" of {gb(limit)}"
+    work = plan.flops.model / 1e12
+    return f"a step: {gb(plan.memory.total)}{of} a device ({listed}); {work:.3g} TFLOP in the model"
+
+
+def show(console: Console, plan: Plan, limit: int | None) -> None:
+    """What a person wants to know before a run."""
+    training, memory = plan.training, plan.memory
+    console.print(Group(_modules(training), _parameters(training), _memory(memory)))
+    counts, work = plan.counts, plan.flops
+    console.print(
+        f"tokens: {counts.video} video ({counts.video_reference} of the reference), "
+        f"{counts.audio} audio ({counts.audio_reference}), {counts.text} text; "
+        f"{training.run.accumulation} x {training.run.batch_size} samples a device, "
+        f"{training.mesh.size} devices"
+    )
+    console.print(
+        f"operations: {work.model / 1e12:.4g} TFLOP a step in the model, "
+        f"{work.total / 1e12:.4g} with what is recomputed"
+    )
+    if plan.stood_in:
+        console.print(
+            "compiled for a CPU: flash attention, which a CPU has not, is stood in for by its "
+            "memory, and workspace includes float32 copies that a GPU does not make"
+        )
+    if limit is None:
+        console.print("the device's memory is not known: give --device-memory, e.g. 80GB")
+    elif memory.total <= limit:
+        console.print(f"fits: {gb(memory.total)} of {gb(limit)}")
+    else:
+        console.print(f"does not fit: {gb(memory.total)} of {gb(limit)}; in order of cost:")
+        for what, left in advice(plan, limit):
+            console.print(f"  {what}: about {gb(left)}")
+
+
+def _modules(training: Training) -> Table:
+    table = Table("LoRA target", "modules", title="adapters")
+    for target, names in training.targets.items():
+        table.add_row(target, str(len(names)))
+    return table
+
+
+def _parameters(training: Training) -> Table:
+    """Parameters by part and type; bytes are of all devices together."""
+    found: Counter[tuple[str, str]] = Counter()
+    state = training.abstract_state
+    parts: Mapping[str, Any] = {
+        "base, blocks": training.frozen["blocks"],
+        "base, around the blocks": {k: v for k, v in training.frozen.items() if k != "blocks"},
+        "LoRA": state.adapters,
+        "optimizer": state.moments,
+        "running mean": state.mean,
+    }
+    for name, tree in parts.items():
+        for leaf in jax.tree.leaves(tree):
+            found[name, str(leaf.dtype)] += math.prod(leaf.shape)
+    table = Table("part", "type", "numbers", "bytes", title="parameters")
+    for (name, dtype), count in found.items():
+        table.add_row(name, dtype, f"{count:,}", gb(count * np.dtype(dtype).itemsize))
+    return table
+
+
+def _memory(memory: Memory) -> Table:
+    table = Table("on one device", "bytes", title="memory of a step")
+    for name, count in dataclasses.asdict(memory).items():
+        table.add_row(name, gb(count))
+    table.add_row("total", gb(memory.total), style="bold")
+    return table
