@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from safetensors import safe_open
 
 from justdubit_jax import cli
 from justdubit_jax.clips import fit as clips
@@ -29,7 +30,7 @@ from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.sampling.guidance import Guidance, SamplingSettings, stg_blocks
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.load import load_weights
 from justdubit_jax.weights.checkpoint import Checkpoint, open_checkpoint
 
 NEGATIVE_PROMPT = "worst quality, inconsistent motion, blurry, jittery, distorted"
@@ -70,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
     del encode_text
     encoded = encode_jobs(checkpoint, [job])[0]
 
-    model = weights.load_weights(checkpoint, keys.TRANSFORMER, model, settings.dtype)
+    model = load_weights(checkpoint, keys.TRANSFORMER, model, settings.dtype)
     graphdef, _, frozen = lora.split(model)
     audio_shape = audio_latent_shape(checkpoint)
     streams = sample.conditioned(
@@ -133,7 +134,7 @@ def read_job(args: argparse.Namespace, checkpoint: Checkpoint, console: Console)
 
 def trained_rule(path: Path) -> Any:
     """The audio-video modulation that a LoRA file says it was trained with; JustDubit's if none."""
-    with weights.safe_open(path, framework="numpy") as file:
+    with safe_open(path, framework="numpy") as file:
         return (file.metadata() or {}).get("cross_timestep", "own")
 
 

@@ -42,6 +42,8 @@ from justdubit_jax.training.prepare import Training, first_state, prepare_traini
 from justdubit_jax.training.settings import Settings
 from justdubit_jax.training.step import State
 from justdubit_jax.validation import rounds as validate
+from justdubit_jax.validation.holdout import split_holdout
+from justdubit_jax.validation.prepare import prepare_validation
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
 from justdubit_jax.weights.checkpoint import Checkpoint, checkpoint_config, open_checkpoint
@@ -73,7 +75,7 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
         names = (sample.name for bucket in buckets for sample in bucket.samples)
         mark = fingerprint(config, source.shapes, names)
         newest, meta = continued(console, checkpoints, mark)
-        prepared = validate.prepare(run, source)  # before the transformer takes the memory
+        prepared = prepare_validation(run, source)  # before the transformer takes the memory
         programs = compile_steps(compiler, training, buckets)
         frozen = load_base(training, source)
         batches = make_batches(run, buckets, mesh)
@@ -146,7 +148,7 @@ def read_data(run: Settings) -> tuple[list[Bucket], list[Sample]]:
     """The buckets to train on, and the samples that are held out."""
     assert run.data_root is not None, "only a dry run may lack it"
     samples = find_samples(run.data_root, run.folders)
-    samples, held_out = validate.split_holdout(samples, run.validation.holdout, run.seed)
+    samples, held_out = split_holdout(samples, run.validation.holdout, run.seed)
     if not samples:
         raise InputError("config: validation.holdout leaves no sample to train on")
     return make_buckets(samples), held_out

@@ -32,7 +32,9 @@ from justdubit_jax.runs import display as report
 from justdubit_jax.sampling.guidance import Guidance
 from justdubit_jax.training import settings
 from justdubit_jax.validation import fixed_loss as evaluate
-from justdubit_jax.validation import rounds as validate
+from justdubit_jax.validation.holdout import split_holdout
+from justdubit_jax.validation.prepare import Prepared, prepare_validation
+from justdubit_jax.validation.samples import Sampler, in_batches, turns
 from justdubit_jax.weights import keys
 from justdubit_jax.weights import load as weights
 from justdubit_jax.weights.checkpoint import open_checkpoint
@@ -115,7 +117,7 @@ def test_a_run_killed_while_sampling_continues_from_its_checkpoint(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(validate.Sampler, "write", killed)
+        patch.setattr(Sampler, "write", killed)
         train.main(config(demo, tmp_path / "out", *flags(demo)))
     train.main(config(demo, tmp_path / "out", *flags(demo)))
     got = load_file(lora_files.export_path(tmp_path / "out", 3))
@@ -168,7 +170,7 @@ def prepared(demo, tmp_path_factory):
     more += (f"--config.validation.reference_videos={clips}",)
     more += ("--config.validation.videos_per_prompt=2", "--config.validation.guidance_rescale=0.7")
     run = settings.read(config(demo, tmp_path_factory.mktemp("prepared"), *flags(demo, *more)))
-    return run, validate.prepare(run, open_checkpoint(run.model_path))
+    return run, prepare_validation(run, open_checkpoint(run.model_path))
 
 
 def on_mesh(demo, prepared, mesh, interrupted=lambda: False, **change):
@@ -186,7 +188,7 @@ def on_mesh(demo, prepared, mesh, interrupted=lambda: False, **change):
     trained = lora_files.read_file(lora_files.export_path(demo / "run", 60), shapes)
     adapters = {path: jax.device_put(x, place(path, x.shape)) for path, x in trained.items()}
     display = report.Display(Console(file=io.StringIO()), 1)
-    sampler = validate.Sampler(
+    sampler = Sampler(
         run, source, graphdef, model.config, encoded, "own", mesh, display, (), interrupted
     )
     return sampler, evaluate.FixedLoss(run, graphdef, "own", mesh), adapters, frozen
@@ -198,7 +200,7 @@ def sampled_and_measured(demo, prepared, mesh, **change):
     run, _ = prepared
     buckets = data.make_buckets(data.find_samples(run.data_root, run.folders))
     latents = {}
-    for batch in validate.in_batches(sampler._turns, mesh.size):
+    for batch in in_batches(sampler._turns, mesh.size):
         done = sampler._sample(batch, *model, lambda *_: None)
         latents |= {turn.number: x for turn, x in done}
     return latents, loss.mean(*model, buckets)
@@ -242,21 +244,21 @@ def test_turns_of_equal_shapes_stand_together():
         job = Job(frames, 64, 96, Fraction(25), None, None, None)
         context = np.zeros((1, 1), np.float32)
         encoded = Encoded(None, None, None)
-        return validate.Prepared(job, encoded, "", (context, context), None)
+        return Prepared(job, encoded, "", (context, context), None)
 
-    turns = validate.turns([of(9), of(17), of(9)], 2, seed=5)
-    batches = list(validate.in_batches(turns, 3))
+    numbered = turns([of(9), of(17), of(9)], 2, seed=5)
+    batches = list(in_batches(numbered, 3))
     assert [[t.number for t in batch] for batch in batches] == [[1, 2, 5], [6], [3, 4]]
-    assert [t.seed for t in turns] == [5, 6] * 3
+    assert [t.seed for t in numbered] == [5, 6] * 3
 
 
 def test_the_holdout_is_chosen_by_the_seed():
     samples = [data.Sample(str(i), {}) for i in range(20)]
-    rest, held = validate.split_holdout(samples, 5, seed=1)
+    rest, held = split_holdout(samples, 5, seed=1)
     assert len(held) == 5 and len(rest) == 15 and all(s in samples for s in rest + held)
-    assert validate.split_holdout(samples, 5, seed=1) == (rest, held)
-    assert validate.split_holdout(samples, 5, seed=2)[1] != held
-    assert validate.split_holdout(samples, 0, seed=1) == (samples, [])
+    assert split_holdout(samples, 5, seed=1) == (rest, held)
+    assert split_holdout(samples, 5, seed=2)[1] != held
+    assert split_holdout(samples, 0, seed=1) == (samples, [])
 
 
 @pytest.mark.parametrize(

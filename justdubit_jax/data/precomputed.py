@@ -12,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 
 from justdubit_jax.errors import InputError
 from justdubit_jax.files import save_safetensors
-from justdubit_jax.weights import load as weights
 
 
 def metadata_of(output: Path, name: str) -> dict[str, str]:
@@ -20,7 +19,7 @@ def metadata_of(output: Path, name: str) -> dict[str, str]:
 
 
 def read(path: Path, tensor: str) -> tuple[np.ndarray, dict[str, str]]:
-    with weights.safe_open(path, framework="numpy") as file:
+    with safe_open(path, framework="numpy") as file:
         return file.get_tensor(tensor), file.metadata()
 
 

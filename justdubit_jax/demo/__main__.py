@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 from rich.console import Console
+from safetensors import safe_open
 
 from justdubit_jax import cli, dub, preprocess, train
 from justdubit_jax.data import precomputed
@@ -26,7 +27,7 @@ from justdubit_jax.runs.state import Checkpoints
 from justdubit_jax.training import settings
 from justdubit_jax.validation import fixed_loss as evaluate
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.load import load_weights
 from justdubit_jax.weights.checkpoint import open_checkpoint
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo.py"
@@ -105,7 +106,7 @@ def main(workdir: Path) -> None:
     dub.main(dub.parse_arguments(dub_arguments))
 
     before, after = losses(run)
-    with weights.safe_open(path, framework="numpy") as file:
+    with safe_open(path, framework="numpy") as file:
         tensors = len(file.keys())
     console.print("[bold]Done[/] in", f"{time.perf_counter() - started:.0f} s")
     console.print(f"  checkpoint    {checkpoint}\n  text encoder  {gemma}")
@@ -123,7 +124,7 @@ def losses(run: settings.Settings) -> list[dict[str, float]]:
     """The fixed loss with the untrained and with the trained adapters."""
     source = open_checkpoint(run.model_path)
     model, _ = lora.adapted_model(source.config, run.lora)
-    model = weights.load_weights(
+    model = load_weights(
         source, keys.TRANSFORMER, model, run.dtype, scheme=run.quantization
     )
     graphdef, shapes, frozen = lora.split(model)

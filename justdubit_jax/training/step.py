@@ -17,6 +17,15 @@ from justdubit_jax.training import optimizer as optim
 from justdubit_jax.training.settings import Settings
 
 
+class State(NamedTuple):
+    """What a step changes. `step` counts the steps made; `mean` is the adapters' running mean."""
+
+    adapters: Adapters
+    moments: Any
+    step: jax.Array
+    mean: Adapters | None = None
+
+
 def make_step(
     run: Settings,
     graphdef: Any,
@@ -105,12 +114,3 @@ def _mean_over_micro_batches(gradients_of: Any, batch: Batch, key: jax.Array) ->
 def micro_batches(batch: Batch, count: int) -> Batch:
     """Samples [count * b, ...] as micro-batches [count, b, ...]."""
     return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
-
-
-class State(NamedTuple):
-    """What a step changes. `step` counts the steps made; `mean` is the adapters' running mean."""
-
-    adapters: Adapters
-    moments: Any
-    step: jax.Array
-    mean: Adapters | None = None

@@ -1,0 +1,79 @@
+"""Samples kept out of training, and their loss."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from justdubit_jax.data import samples as data
+from justdubit_jax.files import replacing
+from justdubit_jax.lora import adapters as lora
+from justdubit_jax.models.transformer_config import CrossTimestep
+from justdubit_jax.runs.output import read_best
+from justdubit_jax.training.settings import Settings
+from justdubit_jax.validation import fixed_loss as evaluate
+
+
+def split_holdout(
+    samples: Sequence[data.Sample], count: int, seed: int
+) -> tuple[list[data.Sample], list[data.Sample]]:
+    """(for training, held out): the same samples for the same seed and data set."""
+    order = np.random.default_rng(seed).permutation(len(samples))
+    held = set(order[:count].tolist())
+    chosen = [s for i, s in enumerate(samples) if i in held]
+    return [s for i, s in enumerate(samples) if i not in held], chosen
+
+
+class Holdout:
+    """The held-out loss: logged to OUTPUT/validation.jsonl, the best checkpoint in best.json.
+
+    What the files say of steps beyond `first_step`, from which a run continues, is dropped. The
+    first process writes them.
+    """
+
+    def __init__(
+        self,
+        run: Settings,
+        graphdef: Any,
+        buckets: Any,
+        cross_timestep: CrossTimestep,
+        mesh: Mesh,
+        first_step: int,
+        logs: Sequence[Any],
+    ):
+        self._logs, self._buckets, self._output = logs, buckets, run.output_dir
+        self._loss = evaluate.FixedLoss(run, graphdef, cross_timestep, mesh)
+        self._writes = jax.process_index() == 0
+        path = self._output / "validation.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        records = [r for r in map(json.loads, lines) if r["step"] <= first_step]
+        # Read once: the processes must agree on what is left to measure.
+        self._known: dict[int, dict[str, float]] = {r["step"]: r for r in records}
+        best = read_best(self._output)
+        if self._writes and best is not None and best["step"] > first_step:
+            (self._output / "best.json").unlink()
+
+    def measure(self, step: int, adapters: lora.Adapters, frozen: Any) -> dict[str, float]:
+        """Measure, and append a line; a step that is already there is not measured again."""
+        if step not in self._known:
+            means = self._loss.mean(adapters, frozen, self._buckets)
+            self._known[step] = {"step": step, **means}
+            if self._writes:
+                with replacing(self._output / "validation.jsonl") as temporary:
+                    records = (json.dumps(self._known[s]) + "\n" for s in sorted(self._known))
+                    temporary.write_text("".join(records))
+            for log in self._logs:
+                log.scalars(step, {"held_out": means})
+        return self._known[step]
+
+    def name_best(self, record: dict[str, float], file: Path) -> None:
+        """Keep the checkpoint of least loss in best.json."""
+        best = read_best(self._output)
+        if self._writes and (best is None or record["loss"] < best["loss"]):
+            with replacing(self._output / "best.json") as temporary:
+                best = {"step": record["step"], "loss": record["loss"], "file": file.name}
+                temporary.write_text(json.dumps(best) + "\n")
