@@ -16,22 +16,22 @@ from rich.console import Console
 from safetensors import safe_open
 
 from justdubit_jax import cli
-from justdubit_jax.clips import fit as clips
-from justdubit_jax.clips import read as media
+from justdubit_jax.clips.fit import fit_clip, fit_image
 from justdubit_jax.clips.rates import exact_fps
+from justdubit_jax.clips.read import read_audio
 from justdubit_jax.clips.write import write_video
 from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.dubbing import sample
 from justdubit_jax.dubbing.job import Job, decode_samples, encode_jobs
 from justdubit_jax.errors import InputError
-from justdubit_jax.latents import text as codec
 from justdubit_jax.latents.audio import audio_latent_shape, sample_rate
+from justdubit_jax.latents.text import text_encoder
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.sampling.guidance import Guidance, SamplingSettings, stg_blocks
 from justdubit_jax.weights import keys
-from justdubit_jax.weights.load import load_weights
 from justdubit_jax.weights.checkpoint import Checkpoint, open_checkpoint
+from justdubit_jax.weights.load import load_weights
 
 NEGATIVE_PROMPT = "worst quality, inconsistent motion, blurry, jittery, distorted"
 
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     job = read_job(args, checkpoint, console)
 
     guided = "negative" in settings.passes
-    encode_text = codec.text_encoder(checkpoint, args.text_encoder_path, default_dtype())
+    encode_text = text_encoder(checkpoint, args.text_encoder_path, default_dtype())
     prompt = encode_text([args.prompt])[0]
     negative = encode_text([args.negative_prompt])[0] if guided else None
     del encode_text
@@ -122,13 +122,13 @@ def sampling_settings(args: argparse.Namespace) -> SamplingSettings:
 
 def read_job(args: argparse.Namespace, checkpoint: Checkpoint, console: Console) -> Job:
     """The clip and the first frame as the model takes them. Raises InputError on bad ones."""
-    clip = clips.fit_clip(args.video, args.frame_rate, args.height, args.width)
+    clip = fit_clip(args.video, args.frame_rate, args.height, args.width)
     for note in clip.notes:
         console.print(f"{args.video}: {note}")
     count, height, width, _ = clip.frames.shape
     rate = sample_rate(checkpoint)
-    image = clips.fit_image(args.image, height, width) if args.image else None
-    sound = media.read_audio(args.video, rate, Fraction(count) / clip.fps)
+    image = fit_image(args.image, height, width) if args.image else None
+    sound = read_audio(args.video, rate, Fraction(count) / clip.fps)
     return Job(count, height, width, clip.fps, clip.frames, sound, image)
 
 

@@ -28,8 +28,8 @@ from justdubit_jax.data.precomputed import TENSORS, metadata_of, save
 from justdubit_jax.data.rows import Columns, read_rows
 from justdubit_jax.devices.choose import default_dtype, set_device
 from justdubit_jax.errors import InputError
-from justdubit_jax.latents import text as codec
-from justdubit_jax.preprocessing import buckets
+from justdubit_jax.latents.text import text_encoder
+from justdubit_jax.preprocessing.buckets import parse_buckets
 from justdubit_jax.preprocessing.decode import decode_all
 from justdubit_jax.preprocessing.encode import encode_clips, prepare_caption
 from justdubit_jax.weights.checkpoint import open_checkpoint
@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
     """Preprocess a data set; returns how many samples failed."""
     set_device(args.device)
     console = Console(stderr=True, highlight=False)
-    shapes = buckets.parse_buckets(args.resolution_buckets)
+    shapes = parse_buckets(args.resolution_buckets)
     columns = Columns(
         args.caption_column, args.video_column, args.reference_column, args.mask_column
     )
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
         done = [row for row in rows if row.name not in failures]
         bar = progress.add_task("captions", total=len(done))
         if done:
-            encode = codec.text_encoder(checkpoint, args.text_encoder_path, default_dtype())
+            encode = text_encoder(checkpoint, args.text_encoder_path, default_dtype())
             for batch in itertools.batched(done, args.batch_size):
                 captions = [prepare_caption(row.caption, args) for row in batch]
                 for row, contexts in zip(batch, encode(captions), strict=True):

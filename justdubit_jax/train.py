@@ -20,42 +20,45 @@ from justdubit_jax import cli
 from justdubit_jax.data.batch import Batch
 from justdubit_jax.data.batches import Batches
 from justdubit_jax.data.samples import Bucket, Sample, find_samples, make_buckets, read_sample
-from justdubit_jax.devices import processes as distributed
-from justdubit_jax.devices import sharding
+from justdubit_jax.devices import processes, sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.attention import attention
-from justdubit_jax.planning import memory as plan
 from justdubit_jax.planning.advice import check_fits
+from justdubit_jax.planning.memory import (
+    Program,
+    compile_step,
+    device_memory,
+    peak_flops,
+    sample_like_validation,
+)
 from justdubit_jax.planning.show import show, summary
 from justdubit_jax.planning.stand_in import flash_stand_in
-from justdubit_jax.runs import display as report
+from justdubit_jax.runs.display import Display
 from justdubit_jax.runs.fingerprint import check_same, fingerprint
 from justdubit_jax.runs.interrupt import Interrupt
 from justdubit_jax.runs.metrics import Metrics, NotFinite, open_logs
 from justdubit_jax.runs.output import claim_output, export_lora, is_due, lora_record, remove_old
 from justdubit_jax.runs.state import Checkpoints
-from justdubit_jax.training import optimizer as optim
 from justdubit_jax.training import settings
+from justdubit_jax.training.optimizer import curves
 from justdubit_jax.training.prepare import Training, first_state, prepare_training
 from justdubit_jax.training.settings import Settings
 from justdubit_jax.training.step import State
-from justdubit_jax.validation import rounds as validate
 from justdubit_jax.validation.holdout import split_holdout
 from justdubit_jax.validation.prepare import prepare_validation
+from justdubit_jax.validation.rounds import Rounds
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
 from justdubit_jax.weights.checkpoint import Checkpoint, checkpoint_config, open_checkpoint
+from justdubit_jax.weights.load import load_weights
 
 
 def main(config: ConfigDict, fresh: bool = False) -> None:
     """Set up, then one loop."""
-    distributed.start()
+    processes.start()
     run = settings.read(config)
-    console = Console(
-        stderr=True, highlight=False, soft_wrap=True, quiet=not distributed.is_first()
-    )
+    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not processes.is_first())
     mesh = sharding.make_mesh(*run.mesh)
     buckets, held_out = read_data(run)
     source = open_checkpoint(run.model_path)
@@ -70,7 +73,7 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
         Interrupt() as interrupt,
         background() as compiler,
         Checkpoints(run.output_dir / "state") as checkpoints,
-        report.Display(console, run.steps) as display,
+        Display(console, run.steps) as display,
     ):
         names = (sample.name for bucket in buckets for sample in bucket.samples)
         mark = fingerprint(config, source.shapes, names)
@@ -87,16 +90,14 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
             console.print(f"continuing {run.output_dir} from step {newest}")
             export_lora(training, state, only_missing=True)
         largest = next(iter(programs.values())).result().plan
-        check_fits(largest, plan.device_memory())
-        console.print(summary(largest, plan.device_memory()))
+        check_fits(largest, device_memory())
+        console.print(summary(largest, device_memory()))
 
         first_step = int(state.step)
         logs = open_logs(run, first_step, str(config))
-        rates, peak = optim.curves(run.optimizer), plan.peak_flops(mesh)
+        rates, peak = curves(run.optimizer), peak_flops(mesh)
         metrics = Metrics(run, first_step, rates, display, logs, peak)
-        rounds = validate.Rounds(
-            training, source, prepared, held_out, first_step, display, metrics, logs
-        )
+        rounds = Rounds(training, source, prepared, held_out, first_step, display, metrics, logs)
         rounds.interrupted = lambda: interrupt.asked
         interrupt.guarded = True
         rounds.catch_up(state.adapters, frozen)
@@ -139,9 +140,9 @@ def dry_run(config: ConfigDict, memory: int | None) -> None:
         bucket = max(read_data(run)[0], key=lambda bucket: math.prod(bucket.grid))
         sample, grid = read_sample(bucket.samples[0]), bucket.grid
     else:
-        sample, grid = plan.sample_like_validation(run, training.model.config)
-    program = plan.compile_step(training, sample, grid)
-    show(Console(highlight=False, soft_wrap=True), program.plan, memory or plan.device_memory())
+        sample, grid = sample_like_validation(run, training.model.config)
+    program = compile_step(training, sample, grid)
+    show(Console(highlight=False, soft_wrap=True), program.plan, memory or device_memory())
 
 
 def read_data(run: Settings) -> tuple[list[Bucket], list[Sample]]:
@@ -169,13 +170,11 @@ def continued(
 
 def compile_steps(
     compiler: ThreadPoolExecutor, training: Training, buckets: Sequence[Bucket]
-) -> dict[Bucket, Future[plan.Program]]:
+) -> dict[Bucket, Future[Program]]:
     """Every bucket's step, largest first, compiled in the background while weights load."""
     order = sorted(buckets, key=lambda bucket: -math.prod(bucket.grid))
     return {
-        bucket: compiler.submit(
-            plan.compile_step, training, read_sample(bucket.samples[0]), bucket.grid
-        )
+        bucket: compiler.submit(compile_step, training, read_sample(bucket.samples[0]), bucket.grid)
         for bucket in order
     }
 
@@ -194,7 +193,7 @@ def load_base(training: Training, source: Checkpoint) -> Any:
     """The frozen weights, on their devices."""
     run, place = training.run, functools.partial(sharding.weight, training.mesh)
     part, model = keys.TRANSFORMER, training.model
-    loaded = weights.load_weights(source, part, model, run.dtype, place, run.quantization)
+    loaded = load_weights(source, part, model, run.dtype, place, run.quantization)
     return lora.split(loaded)[2]
 
 

@@ -17,8 +17,8 @@ from test_transformer import inputs, run
 from justdubit_jax.devices import sharding
 from justdubit_jax.models import quant
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
 from justdubit_jax.weights.checkpoint import OrbaxCheckpoint, SafetensorsCheckpoint
+from justdubit_jax.weights.load import expected, load_weights, parameters, random_weights
 from justdubit_jax.weights.parts import build_part
 
 CHECKPOINT = golden_checkpoint("transformer_19b")
@@ -57,8 +57,8 @@ def place(data, fsdp):
 
 
 def loaded(shardings=None, scheme=None, source=CHECKPOINT):
-    model = weights.load_weights(source, keys.TRANSFORMER, MODEL, jnp.float32, shardings, scheme)
-    return weights.parameters(model)
+    model = load_weights(source, keys.TRANSFORMER, MODEL, jnp.float32, shardings, scheme)
+    return parameters(model)
 
 
 def equal(got, want):
@@ -71,7 +71,7 @@ def equal(got, want):
 @pytest.mark.parametrize(("axes", "scheme"), [((8, 1), None), ((2, 4), None), ((2, 4), "nf4")])
 def test_every_number_of_a_file_is_read_once(pieces, axes, scheme):
     got = loaded(place(*axes), scheme)
-    for key, shape in weights.expected(keys.TRANSFORMER, MODEL).items():
+    for key, shape in expected(keys.TRANSFORMER, MODEL).items():
         assert sum(pieces[key]) == math.prod(shape), key
     to_q = keys.TRANSFORMER.key("blocks.video.attn1.to_q.weight", 0)
     assert len(pieces[to_q]) == axes[1]
@@ -83,8 +83,8 @@ def test_every_number_of_a_file_is_read_once(pieces, axes, scheme):
 def test_loading_copies_the_abstract_model():
     first = loaded()
     loaded(None, "nf4")
-    weights.load_weights(CHECKPOINT, keys.TRANSFORMER, MODEL, jnp.bfloat16)
-    for path, variable in weights.parameters(MODEL).items():
+    load_weights(CHECKPOINT, keys.TRANSFORMER, MODEL, jnp.bfloat16)
+    for path, variable in parameters(MODEL).items():
         assert isinstance(variable.get_value(), jax.ShapeDtypeStruct)
         assert first[path].dtype == jnp.float32
 
@@ -124,15 +124,15 @@ def test_bytes_and_scales_of_a_row_lie_together():
 def test_random_weights_run_and_do_not_depend_on_the_devices(scheme):
     def drawn(shardings, dtype=jnp.float32):
         key = jax.random.key(0)
-        return weights.random_weights(keys.TRANSFORMER, MODEL, key, dtype, shardings, scheme)
+        return random_weights(keys.TRANSFORMER, MODEL, key, dtype, shardings, scheme)
 
     model = drawn(None)
-    values, where = weights.parameters(drawn(place(2, 4))), place(2, 4)
+    values, where = parameters(drawn(place(2, 4))), place(2, 4)
     assert all(v.get_value().sharding == where(p, v.shape) for p, v in values.items())
-    equal(values, weights.parameters(model))
+    equal(values, parameters(model))
     for velocity in run(model, *inputs(), cross_timestep="own"):
         assert 0.01 < jnp.abs(velocity).mean() < 100
-    half = weights.parameters(drawn(None, jnp.bfloat16))
+    half = parameters(drawn(None, jnp.bfloat16))
     for path, variable in half.items():
         if path.endswith("norm.weight"):
             assert variable.dtype == jnp.bfloat16 and (variable[...] == 1).all()

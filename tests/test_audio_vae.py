@@ -11,7 +11,7 @@ from justdubit_jax.errors import InputError
 from justdubit_jax.models import mel
 from justdubit_jax.models.audio_vae import AudioDecoder, AudioEncoder, AudioVAEConfig, latent_frames
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.load import load_weights
 
 # 25 times the reference's own float32 error; ours is 1.1e-6 at most.
 TOLERANCE = 2e-5
@@ -25,12 +25,12 @@ run = nnx.jit(lambda model, x: model(x))
 
 def load_encoder(dtype="float32") -> nnx.Module:
     model = nnx.eval_shape(lambda: AudioEncoder(CONFIG))
-    return weights.load_weights(CHECKPOINT, keys.AUDIO_ENCODER, model, jnp.dtype(dtype))
+    return load_weights(CHECKPOINT, keys.AUDIO_ENCODER, model, jnp.dtype(dtype))
 
 
 def load_decoder(dtype="float32") -> nnx.Module:
     model = nnx.eval_shape(lambda: AudioDecoder(CONFIG))
-    return weights.load_weights(CHECKPOINT, keys.AUDIO_DECODER, model, jnp.dtype(dtype))
+    return load_weights(CHECKPOINT, keys.AUDIO_DECODER, model, jnp.dtype(dtype))
 
 
 @pytest.mark.parametrize("frames", [1, 18, 19, 21])

@@ -5,8 +5,7 @@ import pytest
 
 from justdubit_jax.clips.scale import resize_and_crop
 from justdubit_jax.errors import InputError
-from justdubit_jax.preprocessing import buckets
-from justdubit_jax.preprocessing.buckets import Bucket
+from justdubit_jax.preprocessing.buckets import Bucket, choose_bucket, parse_buckets, pool_mask
 
 
 def pattern(height: int, width: int) -> np.ndarray:
@@ -65,8 +64,8 @@ def test_resize_and_crop_treats_frames_and_channels_alike():
 
 
 def test_parse_buckets():
-    assert buckets.parse_buckets("640x352x121") == [Bucket(frames=121, height=352, width=640)]
-    mixed = buckets.parse_buckets("64x96;32x64x9")
+    assert parse_buckets("640x352x121") == [Bucket(frames=121, height=352, width=640)]
+    mixed = parse_buckets("64x96;32x64x9")
     assert mixed[:2] == [(1, 96, 64), (9, 96, 64)]
     assert mixed[-2:] == [(513, 96, 64), (9, 64, 32)]
     assert len(mixed) == 66
@@ -89,22 +88,22 @@ def test_parse_buckets():
 )
 def test_parse_buckets_names_the_bad_piece(text, complaint):
     with pytest.raises(InputError, match=complaint):
-        buckets.parse_buckets(text)
+        parse_buckets(text)
 
 
 def test_choose_bucket_goes_by_aspect_then_frames_then_area():
-    choices = buckets.parse_buckets("640x352x25;352x640x25;320x192x121;640x384x121;960x576x17")
-    assert str(buckets.choose_bucket(200, 1080, 1920, choices)) == "640x352x25"
-    assert str(buckets.choose_bucket(30, 1920, 1080, choices)) == "352x640x25"
+    choices = parse_buckets("640x352x25;352x640x25;320x192x121;640x384x121;960x576x17")
+    assert str(choose_bucket(200, 1080, 1920, choices)) == "640x352x25"
+    assert str(choose_bucket(30, 1920, 1080, choices)) == "352x640x25"
     # 320x192, 640x384 and 960x576 have one aspect: most frames first, then the larger.
-    assert str(buckets.choose_bucket(200, 600, 1000, choices)) == "640x384x121"
-    assert str(buckets.choose_bucket(120, 600, 1000, choices)) == "960x576x17"
-    assert str(buckets.choose_bucket(17, 1080, 1920, choices)) == "960x576x17"
+    assert str(choose_bucket(200, 600, 1000, choices)) == "640x384x121"
+    assert str(choose_bucket(120, 600, 1000, choices)) == "960x576x17"
+    assert str(choose_bucket(17, 1080, 1920, choices)) == "960x576x17"
 
 
 def test_choose_bucket_of_a_short_clip():
     with pytest.raises(InputError, match="16 frames, but the shortest bucket needs 17"):
-        buckets.choose_bucket(16, 64, 64, buckets.parse_buckets("64x64x25;64x64x17"))
+        choose_bucket(16, 64, 64, parse_buckets("64x64x25;64x64x17"))
 
 
 def test_pool_mask():
@@ -117,5 +116,5 @@ def test_pool_mask():
     want[0, 0, 0] = 1 / 1024
     want[1, 1, 2] = 1
     want[2, 0, 1] = 0.25
-    np.testing.assert_array_equal(buckets.pool_mask(mask), want)
-    np.testing.assert_array_equal(buckets.pool_mask(mask[:1]), want[:1])
+    np.testing.assert_array_equal(pool_mask(mask), want)
+    np.testing.assert_array_equal(pool_mask(mask[:1]), want[:1])

@@ -12,7 +12,7 @@ from reference import error, golden_checkpoint, load_golden
 from justdubit_jax.errors import InputError
 from justdubit_jax.models.connector import ConnectorConfig, Connectors, Tower
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.load import expected, load_weights
 
 # The connectors' part of the 19B checkpoint's configuration.
 PUBLISHED = {
@@ -32,7 +32,7 @@ def connect():
     width = checkpoint.shapes["text_embedding_projection.aggregate_embed.weight"][1]
     config = ConnectorConfig.from_metadata(checkpoint.config, width)
     abstract = nnx.eval_shape(lambda: Connectors(config))
-    model = weights.load_weights(checkpoint, keys.CONNECTORS, abstract, jnp.dtype("float32"))
+    model = load_weights(checkpoint, keys.CONNECTORS, abstract, jnp.dtype("float32"))
     return jax.jit(lambda hidden_states, mask: model(hidden_states, mask))
 
 
@@ -82,7 +82,7 @@ def test_length_must_be_a_multiple_of_the_registers(connect, prompt):
 def test_published_model_has_its_tensors():
     config = ConnectorConfig.from_metadata({"transformer": PUBLISHED}, TEXT_WIDTH)
     assert config.audio == config.video == Tower(heads=30, head_dim=128, layers=2)
-    shapes = weights.expected(keys.CONNECTORS, nnx.eval_shape(lambda: Connectors(config)))
+    shapes = expected(keys.CONNECTORS, nnx.eval_shape(lambda: Connectors(config)))
     assert len(shapes) == 59
     total = sum(math.prod(shape) for shape in shapes.values())
     assert total == 2 * 354_470_400 + 3840 * TEXT_WIDTH

@@ -5,7 +5,7 @@ import numpy as np
 from conftest import run_module
 from safetensors.numpy import load_file
 
-from justdubit_jax.clips import read as media
+from justdubit_jax.clips.read import probe
 from justdubit_jax.data.precomputed import TENSORS
 from justdubit_jax.demo import __main__ as demo
 
@@ -18,7 +18,7 @@ def test_it_leaves_what_it_says(demo):
         r: len(list((demo / "dataset/.precomputed" / r).rglob("*.safetensors"))) for r in TENSORS
     }
     assert counts == dict.fromkeys(TENSORS, len(rows))
-    assert media.probe(demo / "dataset" / rows[0]["media_path"]).has_audio
+    assert probe(demo / "dataset" / rows[0]["media_path"]).has_audio
     assert (demo / "run/state/60").is_dir()
     assert len((demo / "run/metrics.jsonl").read_text().splitlines()) == 60
     steps = sorted(p.name for p in (demo / "run/checkpoints").iterdir())

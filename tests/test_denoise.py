@@ -8,12 +8,11 @@ from flax import nnx
 from reference import error, golden_checkpoint, load_golden
 
 from justdubit_jax.errors import InputError
-from justdubit_jax.sampling import loop as denoise
 from justdubit_jax.sampling.guidance import Guidance, SamplingSettings, stg_blocks
-from justdubit_jax.sampling.loop import Conditioned
+from justdubit_jax.sampling.loop import Conditioned, denoise, predict
 from justdubit_jax.sampling.schedule import euler_step, sigmas, to_denoised, to_velocity
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.load import load_weights
 from justdubit_jax.weights.parts import build_part
 
 GOLDEN, META = load_golden("tokens")
@@ -37,7 +36,7 @@ def changed(**changes) -> SamplingSettings:
 def model():
     checkpoint = golden_checkpoint("transformer_19b")
     abstract = build_part(keys.TRANSFORMER, checkpoint.config, checkpoint.shapes)
-    return weights.load_weights(checkpoint, keys.TRANSFORMER, abstract, jnp.float32)
+    return load_weights(checkpoint, keys.TRANSFORMER, abstract, jnp.float32)
 
 
 def conditioned(name: str) -> Conditioned:
@@ -47,8 +46,8 @@ def conditioned(name: str) -> Conditioned:
 
 STREAMS = conditioned("video"), conditioned("audio")
 LEVELS = jnp.asarray(DENOISING["input.sigmas"])
-sample = nnx.jit(denoise.denoise, static_argnums=4)
-predict = nnx.jit(denoise.predict, static_argnums=5)
+sample = nnx.jit(denoise, static_argnums=4)
+predict = nnx.jit(predict, static_argnums=5)
 
 
 @pytest.mark.parametrize("steps", META["shapes"]["steps"])
@@ -178,7 +177,7 @@ def test_passes_that_are_off_are_not_computed():
 
     start = tuple(stream.start() for stream in STREAMS)
     for video in (off, CFG, VIDEO):
-        denoise.predict(Recorder(), *STREAMS, start, 1.0, changed(video=video, audio=off))
+        predict(Recorder(), *STREAMS, start, 1.0, changed(video=video, audio=off))
     assert sizes == [(1, False), (2, False), (4, True)]
 
 

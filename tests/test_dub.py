@@ -9,7 +9,7 @@ from conftest import run_module
 from safetensors.numpy import load_file, save_file
 
 from justdubit_jax import dub
-from justdubit_jax.clips import read as media
+from justdubit_jax.clips.read import read_video
 from justdubit_jax.clips.write import write_video
 from justdubit_jax.errors import InputError
 from justdubit_jax.sampling.guidance import Guidance
@@ -141,5 +141,5 @@ def test_any_clip_is_brought_into_shape(demo, tmp_path, capsys):
         "sampling 3/6",
         "sampling 6/6",
     ]
-    out = media.read_video(tmp_path / "out.mp4")
+    out = read_video(tmp_path / "out.mp4")
     assert out.fps == Fraction(24000, 1001) and out.frames.shape == (25, 64, 96, 3)

@@ -12,7 +12,7 @@ from reference import error, golden_checkpoint, load_golden
 from justdubit_jax.errors import InputError
 from justdubit_jax.models.gemma import Gemma, GemmaConfig, Rope
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.load import expected, load_weights
 
 # google/gemma-3-12b-it's config.json, as far as the text model is concerned.
 PUBLISHED = {
@@ -34,7 +34,7 @@ def _encode(dtype: str):
     checkpoint = golden_checkpoint("gemma")
     config = GemmaConfig.from_folder_config(checkpoint.config)
     abstract = nnx.eval_shape(lambda: Gemma(config))
-    model = weights.load_weights(checkpoint, keys.GEMMA, abstract, jnp.dtype(dtype))
+    model = load_weights(checkpoint, keys.GEMMA, abstract, jnp.dtype(dtype))
     return jax.jit(lambda ids, mask: model(ids, mask))
 
 
@@ -75,7 +75,7 @@ def test_bfloat16_stays_near_float32(encode):
 
 def test_published_model_has_its_tensors():
     model = nnx.eval_shape(lambda: Gemma(GemmaConfig.from_folder_config(PUBLISHED)))
-    shapes = weights.expected(keys.GEMMA, model)
+    shapes = expected(keys.GEMMA, model)
     assert len(shapes) == 626
     assert sum(math.prod(shape) for shape in shapes.values()) == 11_766_034_176
     assert shapes["language_model.model.layers.47.self_attn.k_proj.weight"] == (2048, 3840)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.load import expected
 from justdubit_jax.weights.parts import build_part
 
 CONFIG = json.loads((Path(__file__).parent / "ltx-2-19b-dev.config.json").read_text())
@@ -18,7 +18,7 @@ AGGREGATE = {"text_embedding_projection.aggregate_embed.weight": (3840, 188160)}
 def full_size():
     """Checkpoint key -> shape of all parts at 19B, built without memory."""
     return {
-        name: weights.expected(part, build_part(part, CONFIG, AGGREGATE))
+        name: expected(part, build_part(part, CONFIG, AGGREGATE))
         for name, part in keys.PARTS.items()
     }
 

@@ -11,8 +11,8 @@ import av
 import numpy as np
 import pytest
 
-from justdubit_jax.clips import read as media
 from justdubit_jax.clips.rates import exact_fps
+from justdubit_jax.clips.read import Probe, iterate_pictures, probe, read_audio, read_video
 from justdubit_jax.clips.write import write_video, write_wav
 from justdubit_jax.errors import InputError
 
@@ -82,20 +82,20 @@ def written(tmp_path_factory) -> Path:
 
 
 def test_video_round_trip(written):
-    clip = media.read_video(written)
+    clip = read_video(written)
     assert clip.fps == Fraction(30000, 1001)
     assert clip.seconds == Fraction(25 * 1001, 30000)
     # CRF 18 and 4:2:0 cost smooth pictures about a level on average.
     difference = np.abs(clip.frames.astype(int) - moving_bars(25))
     assert difference.mean() < 1.5 and difference.max() <= 12
-    probe = media.probe(written)
-    assert (probe.frames, probe.fps, probe.height, probe.width) == (25, clip.fps, 48, 64)
-    assert probe.has_audio and probe.seconds == pytest.approx(25 * 1001 / 30000)
+    found = probe(written)
+    assert (found.frames, found.fps, found.height, found.width) == (25, clip.fps, 48, 64)
+    assert found.has_audio and found.seconds == pytest.approx(25 * 1001 / 30000)
 
 
 def test_only_the_first_frames(written):
-    clip = media.read_video(written, max_frames=9)
-    np.testing.assert_array_equal(clip.frames, media.read_video(written).frames[:9])
+    clip = read_video(written, max_frames=9)
+    np.testing.assert_array_equal(clip.frames, read_video(written).frames[:9])
 
 
 def test_written_for_streaming_and_tagged(written):
@@ -119,7 +119,7 @@ def test_the_same_clip_is_the_same_file(tmp_path, written):
 def test_colours_survive(tmp_path, color):
     frames = np.full((2, 32, 32, 3), color, np.uint8)
     write_video(tmp_path / "flat.mp4", frames, 25)
-    got = media.read_video(tmp_path / "flat.mp4").frames
+    got = read_video(tmp_path / "flat.mp4").frames
     assert np.abs(got.astype(int) - frames).max() <= 2  # 8-bit limited-range YUV
 
 
@@ -145,7 +145,7 @@ def test_colours_survive(tmp_path, color):
 def test_exact_fps(tmp_path, given, exact):
     assert exact_fps(given) == exact
     write_video(tmp_path / "a.mp4", moving_bars(3, 32, 32), given)
-    clip = media.read_video(tmp_path / "a.mp4")
+    clip = read_video(tmp_path / "a.mp4")
     assert (clip.fps, len(clip.frames)) == (exact, 3)
 
 
@@ -199,13 +199,13 @@ def test_sound_gets_the_length_of_the_picture(tmp_path, seconds, channels):
     write_video(path, moving_bars(25), fps, sound.astype(np.float32), 24_000)
     with av.open(str(path)) as container:
         assert sum(f.samples for f in container.decode(audio=0)) == round(25 / fps * 24_000)
-    got = media.read_audio(path, 24_000, 25 / fps)
+    got = read_audio(path, 24_000, 25 / fps)
     silent = round(seconds * 24_000) + 2048  # the length of AAC's windows
     assert np.abs(got[:, silent:]).max(initial=0) < 1e-3
 
 
 def test_iterate_is_read_video_frame_by_frame(written):
-    clip, pictures = media.read_video(written), list(media.iterate_pictures(written))
+    clip, pictures = read_video(written), list(iterate_pictures(written))
     assert [picture.time for picture in pictures] == [k / clip.fps for k in range(25)]
     np.testing.assert_array_equal([picture.pixels for picture in pictures], clip.frames)
 
@@ -223,15 +223,15 @@ def test_iterate_is_read_video_frame_by_frame(written):
 )
 def test_reads_other_containers_and_odd_sizes(tmp_path, name, codec, pixels):
     path = mux(tmp_path / name, moving_bars(20, 47, 63), video=codec, pixels=pixels)
-    clip = media.read_video(path)
+    clip = read_video(path)
     assert (clip.frames.shape, clip.fps) == ((20, 47, 63, 3), 25)
     np.testing.assert_allclose(clip.frames.mean((1, 2, 3)), 20 + 8 * np.arange(20), atol=4)
-    assert not media.probe(path).has_audio
+    assert not probe(path).has_audio
 
 
 def test_matroska_keeps_ntsc_rates(tmp_path):
     path = mux(tmp_path / "a.mkv", moving_bars(20), fps=Fraction(24000, 1001))
-    assert media.read_video(path).fps == Fraction(24000, 1001)
+    assert read_video(path).fps == Fraction(24000, 1001)
 
 
 @pytest.mark.parametrize("suffix, codec", [(".png", "png"), (".jpg", "mjpeg"), (".JPEG", "mjpeg")])
@@ -243,18 +243,18 @@ def test_an_image_is_one_frame(tmp_path, suffix, codec):
     context.pix_fmt = "rgb24" if codec == "png" else "yuvj444p"
     packets = [*context.encode(av.VideoFrame.from_ndarray(frames[0])), *context.encode(None)]
     path.write_bytes(b"".join(map(bytes, packets)))
-    clip = media.read_video(path)
+    clip = read_video(path)
     assert clip.fps == 1
     np.testing.assert_allclose(clip.frames, frames, atol=0 if codec == "png" else 8)
-    assert media.probe(path) == media.Probe(1, Fraction(1), 31, 45, False, None)
+    assert probe(path) == Probe(1, Fraction(1), 31, 45, False, None)
     path.write_bytes(path.read_bytes()[:99])
     refusal(path)
 
 
 @pytest.mark.parametrize("rate", [16_000, 24_000, 48_000])
 def test_sound_stays_where_it_was(written, rate):
-    seconds = media.read_video(written).seconds
-    sound = media.read_audio(written, rate, seconds)
+    seconds = read_video(written).seconds
+    sound = read_audio(written, rate, seconds)
     assert sound.shape == (2, int(seconds * rate))
     assert (np.abs(np.abs(sound).argmax(1) - 0.5 * rate) <= 1).all()
 
@@ -265,7 +265,7 @@ def test_sound_stays_where_it_was(written, rate):
 @pytest.mark.parametrize("starts", [(0, 0), (0.2, 0), (0, 0.1)])
 def test_sound_is_aligned_with_the_picture(tmp_path, name, audio, starts):
     path = mux(tmp_path / name, moving_bars(25), click(1, 0.5), audio=audio, starts=starts)
-    sound = media.read_audio(path, RATE, 1.0)
+    sound = read_audio(path, RATE, 1.0)
     want = (0.5 + starts[1] - starts[0]) * RATE
     # Matroska rounds time stamps to milliseconds.
     assert (np.abs(np.abs(sound).argmax(1) - want) <= 0.0011 * RATE).all()
@@ -279,12 +279,12 @@ def test_mono_is_doubled_and_surround_mixed_down(tmp_path):
         audio="pcm_s16le",
         layout="mono",
     )
-    sound = media.read_audio(mono, RATE, 0.2)
+    sound = read_audio(mono, RATE, 0.2)
     np.testing.assert_allclose(sound, 0.5, atol=1e-4)  # at its level
     six = np.zeros((6, 9600), np.float32)
     six[0], six[2] = 0.25, 0.25  # left and centre
     five_one = mux(tmp_path / "six.mov", moving_bars(5), six, audio="pcm_s16le", layout="5.1")
-    left, right = media.read_audio(five_one, RATE, 0.2)
+    left, right = read_audio(five_one, RATE, 0.2)
     np.testing.assert_allclose(left, 0.25 + 0.25 * 0.5**0.5, atol=1e-3)
     np.testing.assert_allclose(right, 0.25 * 0.5**0.5, atol=1e-3)
 
@@ -293,10 +293,10 @@ def test_sound_is_padded_and_cut(tmp_path):
     path = mux(
         tmp_path / "a.mov", moving_bars(25), np.ones((2, RATE // 2), "f4"), audio="pcm_f32le"
     )
-    sound = media.read_audio(path, RATE, 0.9)
+    sound = read_audio(path, RATE, 0.9)
     assert sound.shape == (2, int(0.9 * RATE))
     assert (sound[:, : RATE // 2] == 1).all() and (sound[:, RATE // 2 :] == 0).all()
-    assert media.read_audio(path, RATE, Fraction(1, 3)).shape == (2, 16_000)
+    assert read_audio(path, RATE, Fraction(1, 3)).shape == (2, 16_000)
 
 
 def test_a_gap_in_the_sound_is_silence(tmp_path):
@@ -308,13 +308,13 @@ def test_a_gap_in_the_sound_is_silence(tmp_path):
             frame.planes[0].update(np.full(2400, 8192, np.int16).tobytes())
             frame.sample_rate, frame.pts, frame.time_base = RATE, start, Fraction(1, RATE)
             container.mux(stream.encode(frame))
-    sound = media.read_audio(path, RATE, 1.0)
+    sound = read_audio(path, RATE, 1.0)
     want = np.zeros((2, RATE), np.float32)
     want[:, :1200] = want[:, RATE // 2 : RATE // 2 + 1200] = 0.25
     np.testing.assert_allclose(sound, want)
 
 
-def refusal(path: Path, read=media.read_video) -> str:
+def refusal(path: Path, read=read_video) -> str:
     with pytest.raises(InputError) as caught:
         read(path)
     message = str(caught.value)
@@ -323,10 +323,10 @@ def refusal(path: Path, read=media.read_video) -> str:
 
 
 def read_sound(path: Path) -> np.ndarray:
-    return media.read_audio(path, 16_000, 2.0)
+    return read_audio(path, 16_000, 2.0)
 
 
-@pytest.mark.parametrize("read", [media.read_video, media.probe, read_sound])
+@pytest.mark.parametrize("read", [read_video, probe, read_sound])
 def test_unreadable_files_are_refused(tmp_path, read):
     assert "No such file" in refusal(tmp_path / "absent.mp4", read)
     assert "Is a directory" in refusal(tmp_path, read)
@@ -341,7 +341,7 @@ def test_missing_streams_are_refused(tmp_path):
     assert refusal(silent, read_sound).endswith(": no audio stream")
     sound = mux(tmp_path / "sound.mp4", None, click(1, 0.5))
     assert refusal(sound).endswith(": no video stream")
-    assert refusal(sound, media.probe).endswith(": no video stream")
+    assert refusal(sound, probe).endswith(": no video stream")
     assert read_sound(sound).shape == (2, 32_000)
 
 
@@ -363,14 +363,14 @@ def noisy(request, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
 def test_files_cut_off_are_refused(tmp_path, noisy, kept):
-    assert len(media.read_video(noisy).frames) == 50
+    assert len(read_video(noisy).frames) == 50
     data = noisy.read_bytes()
     path = tmp_path / noisy.name
     path.write_bytes(data[: int(kept * len(data))])
     refusal(path)
-    refusal(path, lambda path: list(media.iterate_pictures(path)))
+    refusal(path, lambda path: list(iterate_pictures(path)))
     refusal(path, read_sound)
-    assert len(media.read_video(path, max_frames=5).frames) == 5  # what is there can be had
+    assert len(read_video(path, max_frames=5).frames) == 5  # what is there can be had
 
 
 @pytest.mark.parametrize("place", [0.35, 0.5, 0.65])
@@ -402,7 +402,7 @@ def test_wav(tmp_path):
         got = np.frombuffer(file.readframes(3), "<i2").reshape(3, 2).T
     np.testing.assert_array_equal(got, [[0, 16384, 32767], [-32767, -32767, 8192]])
     np.testing.assert_allclose(
-        media.read_audio(path, 24_000, 3 / 24_000), np.clip(sound, -1, 1), atol=1e-4
+        read_audio(path, 24_000, 3 / 24_000), np.clip(sound, -1, 1), atol=1e-4
     )
 
 

@@ -19,10 +19,10 @@ from justdubit_jax.models.attention import Execution
 from justdubit_jax.models.transformer import Transformer
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.training import objective
-from justdubit_jax.training import optimizer as optim
+from justdubit_jax.training.optimizer import OptimizerConfig, base_rates, make_optimizer
 from justdubit_jax.training.schedules import Schedule
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.load import load_weights
 
 # 30 x the reference's own float32 error (gradients of step 0; the golden vectors' README).
 LIMIT = 8e-5
@@ -50,7 +50,7 @@ def adapted():
         lora.attach(model, config)
         return model
 
-    model = weights.load_weights(checkpoint, keys.TRANSFORMER, nnx.eval_shape(build), jnp.float32)
+    model = load_weights(checkpoint, keys.TRANSFORMER, nnx.eval_shape(build), jnp.float32)
     return lora.split(model)
 
 
@@ -104,7 +104,7 @@ def test_three_steps_equal_the_reference(adapted, start):
         for path, leaf in adapted[1].items()
     }
     groups = tuple((g["pattern"], g["lr"]) for g in META["lr_groups"])
-    rates = optim.base_rates(names, META["lr"], groups)
+    rates = base_rates(names, META["lr"], groups)
     low = {
         lora_files.FILE_PREFIX + re.sub(r"base_model\.model\.|\.default", "", name)
         for path, blocks in names.items()
@@ -116,8 +116,8 @@ def test_three_steps_equal_the_reference(adapted, start):
     params = {"end_factor": scheduler["end_factor"]}
     schedule = Schedule("linear", scheduler["total_iters"], params)
     clip = META["clip_grad_norm"]
-    config = optim.OptimizerConfig("adamw", "float32", META["lr"], groups, schedule, clip)
-    tx = optim.make_optimizer(config, names)
+    config = OptimizerConfig("adamw", "float32", META["lr"], groups, schedule, clip)
+    tx = make_optimizer(config, names)
 
     @jax.jit
     def step(adapters, moments, draws, face, i):

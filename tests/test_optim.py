@@ -6,11 +6,17 @@ import numpy as np
 import optax
 import pytest
 
-from justdubit_jax.training import optimizer as optim
+from justdubit_jax.training.optimizer import (
+    OptimizerConfig,
+    base_rates,
+    curves,
+    ema,
+    make_optimizer,
+)
 from justdubit_jax.training.schedules import Schedule
 
 
-def config(**changes) -> optim.OptimizerConfig:
+def config(**changes) -> OptimizerConfig:
     values = {
         "kind": "adamw",
         "first_moment_dtype": "float32",
@@ -19,7 +25,7 @@ def config(**changes) -> optim.OptimizerConfig:
         "schedule": Schedule("constant", 10),
         "max_grad_norm": 0.0,
     }
-    return optim.OptimizerConfig(**values | changes)
+    return OptimizerConfig(**values | changes)
 
 
 def test_first_matching_group_wins_for_every_block():
@@ -28,7 +34,7 @@ def test_first_matching_group_wins_for_every_block():
         "blocks.video.ff.lora.A": [f"blocks.{i}.ff" for i in range(3)],
     }
     groups = (("audio_attn", 1e-6), (r"blocks\.1\.", 5.0), ("audio", 7.0))
-    rates = optim.base_rates(names, 2e-4, groups)
+    rates = base_rates(names, 2e-4, groups)
     np.testing.assert_array_equal(rates["blocks.audio.attn1.to_q.lora.A"], np.float32([1e-6] * 3))
     # A pattern may name single blocks of a stacked parameter.
     np.testing.assert_array_equal(rates["blocks.video.ff.lora.A"], np.float32([2e-4, 5.0, 2e-4]))
@@ -36,7 +42,7 @@ def test_first_matching_group_wins_for_every_block():
 
 def test_rates_for_the_log_are_the_schedules():
     schedule = Schedule("cosine", 10, {"eta_min": 3e-5}, warmup_steps=3)
-    rates = optim.curves(config(learning_rate=2e-4, groups=(("ff", 1e-6),), schedule=schedule))
+    rates = curves(config(learning_rate=2e-4, groups=(("ff", 1e-6),), schedule=schedule))
     for name, base in (("default", 2e-4), ("ff", 1e-6)):
         want = [schedule(np.float32(base), step) for step in range(10)]
         np.testing.assert_allclose([rates[name](step) for step in range(10)], want, rtol=1e-6)
@@ -64,7 +70,7 @@ def test_updates_are_torchs_adamw_per_block(changes, limit):
     rng = np.random.default_rng(0)
     start, gradients = rng.normal(size=(2, 3, 4)), rng.normal(size=(5, 2, 3, 4))
     rates = (1e-2, 3e-3)
-    tx = optim.make_optimizer(config(groups=(("1", rates[1]),), **changes), {"x": ["0", "1"]})
+    tx = make_optimizer(config(groups=(("1", rates[1]),), **changes), {"x": ["0", "1"]})
     params = {"x": jnp.asarray(start, jnp.float32)}
     state = tx.init(params)
     for i, gradient in enumerate(gradients):
@@ -77,14 +83,14 @@ def test_updates_are_torchs_adamw_per_block(changes, limit):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_first_moment_is_kept_in_its_dtype(dtype):
-    tx = optim.make_optimizer(config(first_moment_dtype=dtype), {"x": ["x"]})
+    tx = make_optimizer(config(first_moment_dtype=dtype), {"x": ["x"]})
     adam = tx.init({"x": jnp.zeros((2, 3))})[1]
     assert (adam.mu["x"].dtype, adam.nu["x"].dtype) == (jnp.dtype(dtype), jnp.float32)
 
 
 def test_clipping_is_by_the_global_norm():
     names = {"x": ["x"], "y": ["y"]}
-    tx = optim.make_optimizer(config(max_grad_norm=1.0), names)
+    tx = make_optimizer(config(max_grad_norm=1.0), names)
     params = {"x": jnp.zeros((1, 1)), "y": jnp.zeros((1, 1))}
     gradients = {"x": jnp.full((1, 1), 3.0), "y": jnp.full((1, 1), 4.0)}
     _, state = tx.update(gradients, tx.init(params), params, step=0)
@@ -94,7 +100,7 @@ def test_clipping_is_by_the_global_norm():
 
 def test_the_rate_is_the_steps_and_not_the_updates():
     schedule = Schedule("linear", 10, {"end_factor": 0.0})
-    tx = optim.make_optimizer(config(learning_rate=1.0, schedule=schedule), {"x": ["x"]})
+    tx = make_optimizer(config(learning_rate=1.0, schedule=schedule), {"x": ["x"]})
     params = gradients = {"x": jnp.ones((1, 1))}
     state = tx.init(params)
     first, state = tx.update(gradients, state, params, step=0)
@@ -107,11 +113,11 @@ def test_ema_is_a_running_mean():
     rng = np.random.default_rng(0)
     values = rng.normal(size=(6, 2, 3)).astype(np.float32)
     mean = {"x": jnp.asarray(values[0])}
-    step = jax.jit(functools.partial(optim.ema, decay=0.9))
+    step = jax.jit(functools.partial(ema, decay=0.9))
     for value in values[1:]:
         mean = step(mean, {"x": value})
     weights = 0.1 * 0.9 ** np.arange(5, -1, -1)
     weights[0] = 0.9**5
     np.testing.assert_allclose(mean["x"], np.einsum("t,tij->ij", weights, values), rtol=1e-5)
-    still = optim.ema({"x": jnp.asarray(values[0])}, {"x": jnp.asarray(values[0])}, 0.999)
+    still = ema({"x": jnp.asarray(values[0])}, {"x": jnp.asarray(values[0])}, 0.999)
     np.testing.assert_array_equal(still["x"], values[0])

@@ -13,11 +13,11 @@ from test_runs import ONE_DEVICE
 from test_train import REPO, config
 
 from justdubit_jax import cli, train
-from justdubit_jax.data import samples as data
+from justdubit_jax.data.samples import read_sample
 from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
-from justdubit_jax.planning import memory as plan
 from justdubit_jax.planning.advice import advice, check_fits
+from justdubit_jax.planning.memory import compile_step
 from justdubit_jax.training import settings
 from justdubit_jax.training.prepare import prepare_training
 from justdubit_jax.weights.checkpoint import open_checkpoint
@@ -29,7 +29,7 @@ def toy(demo, tmp_path_factory):
     source = open_checkpoint(run.model_path)
     training = prepare_training(run, source.config, sharding.make_mesh(*run.mesh))
     bucket = train.read_data(run)[0][0]
-    return plan.compile_step(training, data.read_sample(bucket.samples[0]), bucket.grid)
+    return compile_step(training, read_sample(bucket.samples[0]), bucket.grid)
 
 
 def test_the_parts_add_up_to_the_compiled_programs_own_analysis(toy):

@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 
 from justdubit_jax import preprocess
-from justdubit_jax.clips import read as media
+from justdubit_jax.clips.read import read_video
 from justdubit_jax.clips.write import write_video
 from justdubit_jax.data.precomputed import TENSORS
 from justdubit_jax.data.rows import Columns, read_rows
@@ -131,9 +131,9 @@ def test_failures_are_named_and_the_others_finished(demo, broken, capsys):
             p.relative_to(root / role).as_posix() for p in (root / role).rglob("*") if p.is_file()
         ]
         assert files == ["clips/000_media.safetensors"], role
-    clip = media.read_video(root / "decoded_videos/clips/000_media.mp4")
+    clip = read_video(root / "decoded_videos/clips/000_media.mp4")
     assert clip.frames.shape == (25, 64, 96, 3) and clip.fps == 25
-    assert media.read_video(root / "decoded_masks/clips/000_media.mp4").frames.max() > 100
+    assert read_video(root / "decoded_masks/clips/000_media.mp4").frames.max() > 100
     assert (root / "decoded_audio/clips/000_media.wav").stat().st_size > 40_000
 
 

@@ -16,10 +16,10 @@ from safetensors.numpy import load_file
 from test_train import REPO, config
 
 from justdubit_jax import train
-from justdubit_jax.data import samples as data
+from justdubit_jax.data.samples import read_sample
 from justdubit_jax.devices import sharding
 from justdubit_jax.lora import files as lora_files
-from justdubit_jax.planning import memory as plan
+from justdubit_jax.planning.memory import compile_step
 from justdubit_jax.training import settings
 from justdubit_jax.training.prepare import prepare_training
 from justdubit_jax.weights.checkpoint import open_checkpoint
@@ -90,8 +90,8 @@ def sharded(demo, tmp_path_factory):
         source = open_checkpoint(run.model_path)
         training = prepare_training(run, source.config, sharding.make_mesh(*run.mesh))
         bucket = train.read_data(run)[0][0]
-        sample = data.read_sample(bucket.samples[0])
-        return training, plan.compile_step(training, sample, bucket.grid).run
+        sample = read_sample(bucket.samples[0])
+        return training, compile_step(training, sample, bucket.grid).run
 
 
 def collectives(text: str, *kinds: str) -> list[tuple[int, ...]]:

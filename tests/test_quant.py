@@ -23,7 +23,7 @@ from justdubit_jax.models.transformer import Modality, Transformer
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.training import objective, settings
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.load import load_weights, parameters
 
 CHECKPOINT = golden_checkpoint("transformer_19b")
 CONFIG = TransformerConfig.from_metadata(CHECKPOINT.config)
@@ -78,11 +78,11 @@ def test_sizes_of_the_19b_model_in_bytes():
     model = nnx.eval_shape(lambda: Transformer(config))
     numbers = sum(
         np.prod(v.shape)
-        for p, v in weights.parameters(model).items()
+        for p, v in parameters(model).items()
         if p.startswith("blocks.") and v.ndim == 3 and "table" not in p
     )
     for scheme, bits in (("int8", 8), ("fp8", 8), ("nf4", 4.25)):
-        stored = weights.parameters(quant.quantize(model, scheme)).items()
+        stored = parameters(quant.quantize(model, scheme)).items()
         size = sum(v.size * v.dtype.itemsize for p, v in stored if ".weight." in p)
         assert size * 8 / numbers == pytest.approx(bits, rel=2e-3)  # scales a row: 32 bits of 2048
 
@@ -92,7 +92,7 @@ def test_every_linear_of_the_blocks_and_nothing_else():
     for path, module in nnx.iter_modules(model):
         if isinstance(module, Linear):
             assert isinstance(module.weight, quant.Quantized) == (path[0] == "blocks"), path
-    names = {path.partition(".weight.")[0] for path in weights.parameters(model) if "val" in path}
+    names = {path.partition(".weight.")[0] for path in parameters(model) if "val" in path}
     assert len(names) == 2 * (4 + 4 + 2 + 4)  # two attentions, ff and a cross attention a stream
 
 
@@ -144,7 +144,7 @@ def test_the_backward_pass_keeps_no_weight(scheme, remat):
             )
 
         memory = jax.jit(jax.grad(loss)).lower(adapters, frozen).compile().memory_analysis()
-        leaves = weights.parameters(model).items()
+        leaves = parameters(model).items()
         stored = sum(v.size * v.dtype.itemsize for p, v in leaves if ".weight." in p) / layers
         return memory.temp_size_in_bytes, stored
 
@@ -166,7 +166,7 @@ def golden_loss(scheme):
     """The golden step's loss of (adapters, draws) with a bfloat16 model."""
     adapter = lora.LoRAConfig(META["rank"], META["alpha"], 0.0, TARGETS)
     model, _ = lora.adapted_model(CHECKPOINT.config, adapter)
-    model = weights.load_weights(CHECKPOINT, keys.TRANSFORMER, model, jnp.bfloat16, None, scheme)
+    model = load_weights(CHECKPOINT, keys.TRANSFORMER, model, jnp.bfloat16, None, scheme)
     graphdef, _, frozen = lora.split(model)
 
     def loss(adapters, draws):

@@ -15,8 +15,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from justdubit_jax.clips.pictures import contact_sheet_png, frame_row, side_by_side
 from justdubit_jax.errors import InputError
-from justdubit_jax.runs import display as report
 from justdubit_jax.runs.charts import _running_mean, loss_curve_png
+from justdubit_jax.runs.display import Display
 from justdubit_jax.runs.logs import EventLog, WandbLog
 
 RATE = 16_000
@@ -235,7 +235,7 @@ def test_wandb_refusal_is_one_line(tmp_path, monkeypatch):
 
 
 def show(console: Console) -> None:
-    with report.Display(console, 100) as display:
+    with Display(console, 100) as display:
         display.log("LoRA [video]: 4 modules")
         display.train(record(1, 0.5))
         with display.sampling(1, 2) as tell:
@@ -281,7 +281,7 @@ def test_an_error_takes_the_bars_down():
     console = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "xterm"})
     with (
         pytest.raises(InputError),
-        report.Display(console, 2) as display,
+        Display(console, 2) as display,
         display.sampling(0, 1) as tell,
     ):
         tell(1, "prompt", "denoising", 0, 30)

@@ -24,7 +24,7 @@ from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.runs import fingerprint, metrics
-from justdubit_jax.runs import state as checkpoint
+from justdubit_jax.runs.state import Checkpoints
 from justdubit_jax.training import objective, settings
 from justdubit_jax.training.step import State
 
@@ -62,7 +62,7 @@ def test_sigterm_saves_and_the_same_command_continues(demo, finished, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(metrics.Metrics, "add", add)
         train.main(run)
-    assert checkpoint.Checkpoints(tmp_path / "out/state").steps == [2, 3]
+    assert Checkpoints(tmp_path / "out/state").steps == [2, 3]
     assert lora_files.export_path(tmp_path / "out", 3).is_file()
     train.main(run)
     for mean in (False, True):
@@ -89,7 +89,7 @@ def test_the_mean_is_the_adapters_running_mean(finished):
     for key in (key for key in mean if "lora_B" in key):  # which start as zeros
         want = 0.75 * 0.25 * first[key] + 0.25 * second[key]
         np.testing.assert_allclose(mean[key], want, atol=1e-9)
-    with contextlib.closing(checkpoint.Checkpoints(finished / "state")) as checkpoints:
+    with contextlib.closing(Checkpoints(finished / "state")) as checkpoints:
         saved = lora_files.file_tensors(checkpoints.adapters(2, mean=True))
     assert all((saved[key] == mean[key]).all() for key in mean)
 
@@ -146,7 +146,7 @@ def test_three_in_a_row_stop_the_training_with_the_last_good_state(demo, tmp_pat
     flags = (f"--config.data.preprocessed_data_root={root}", "--config.optimization.steps=4")
     with pytest.raises(InputError, match=r"step 1: .*step 2: .*step 3: .*_media.safetensors"):
         train.main(config(demo, tmp_path / "out", *flags))
-    saved = checkpoint.Checkpoints(tmp_path / "out/state")
+    saved = Checkpoints(tmp_path / "out/state")
     assert len(saved.steps) == 1
     run = settings.read(config(demo, tmp_path / "out", *flags))
     kept = saved.adapters(saved.steps[0])
@@ -205,7 +205,7 @@ def test_harmless_keys_may_change(demo, finished, tmp_path, capsys):
 
 
 def test_another_data_set_under_the_same_name_is_noticed(demo, finished):
-    mark = checkpoint.Checkpoints(finished / "state").meta(4)["fingerprint"]
+    mark = Checkpoints(finished / "state").meta(4)["fingerprint"]
     other = fingerprint.fingerprint(config(demo, finished, *FOUR, *EXTRAS), {}, ["x"])
     with pytest.raises(InputError, match="the data set is another"):
         fingerprint.check_same(mark, other | {fingerprint.BASE: mark[fingerprint.BASE]})
@@ -235,7 +235,7 @@ def test_the_best_step_is_never_removed(demo, tmp_path):
     train.main(config(demo, tmp_path, *flags))
     best = json.loads((tmp_path / "best.json").read_text())["step"]
     kept = {best, 4}
-    assert set(checkpoint.Checkpoints(tmp_path / "state").steps) == kept
+    assert set(Checkpoints(tmp_path / "state").steps) == kept
     assert {lora_files.step_of(path) for path in (tmp_path / "checkpoints").iterdir()} == kept
 
 
@@ -262,13 +262,13 @@ def test_a_state_that_cannot_be_written_is_one_line(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPO)
     assert done.returncode == 2
     assert re.fullmatch(r"error: .*: a step was not saved: .*\n", done.stderr), done.stderr
-    assert checkpoint.Checkpoints(tmp_path).steps == [1]
+    assert Checkpoints(tmp_path).steps == [1]
 
 
 def test_a_disk_without_room_is_noticed_before_it_is_full(tmp_path, monkeypatch):
     state = State({"a": jnp.zeros(9)}, {"m": jnp.zeros(9)}, jnp.int32(1))
     usage = shutil.disk_usage(tmp_path)._replace(free=20)
-    with checkpoint.Checkpoints(tmp_path / "state") as checkpoints:
+    with Checkpoints(tmp_path / "state") as checkpoints:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
         with pytest.raises(InputError, match=r"not saved: it takes .* are free; complete steps: "):
             checkpoints.save(state, {})

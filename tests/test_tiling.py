@@ -13,7 +13,7 @@ from reference import error, golden_checkpoint
 from justdubit_jax.errors import InputError
 from justdubit_jax.latents.tiling import DEFAULT_TILING, Tiling, decode_tiled, encode_tiled
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.load import load_weights
 from justdubit_jax.weights.parts import build_part
 
 CHECKPOINT = golden_checkpoint("video_vae")
@@ -134,14 +134,14 @@ run = nnx.jit(lambda model, x: model(x))
 @pytest.fixture(scope="module")
 def encode() -> Callable:
     model = build_part(keys.VIDEO_ENCODER, CHECKPOINT.config, CHECKPOINT.shapes)
-    model = weights.load_weights(CHECKPOINT, keys.VIDEO_ENCODER, model, jnp.float32)
+    model = load_weights(CHECKPOINT, keys.VIDEO_ENCODER, model, jnp.float32)
     return lambda tile: run(model, tile)
 
 
 @pytest.fixture(scope="module")
 def decode() -> Callable:
     model = build_part(keys.VIDEO_DECODER, CHECKPOINT.config, CHECKPOINT.shapes)
-    model = weights.load_weights(CHECKPOINT, keys.VIDEO_DECODER, model, jnp.float32)
+    model = load_weights(CHECKPOINT, keys.VIDEO_DECODER, model, jnp.float32)
     return lambda tile: run(model, tile)
 
 

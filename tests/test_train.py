@@ -18,14 +18,14 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from justdubit_jax import cli, train
-from justdubit_jax.data import samples as data
 from justdubit_jax.data.batches import Batches
+from justdubit_jax.data.samples import read_sample
 from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.layers import Frozen
-from justdubit_jax.planning import memory as plan
+from justdubit_jax.planning.memory import compile_step
 from justdubit_jax.training import settings
 from justdubit_jax.training.prepare import first_state, prepare_training
 from justdubit_jax.weights.checkpoint import open_checkpoint
@@ -63,7 +63,7 @@ def one_step(demo, tmp_path, data_axis: int, fsdp: int, batch_size: int, *more: 
     buckets, _ = train.read_data(run)
     per_step = run.accumulation * batch_size * mesh.size
     bucket, _, batch = next(Batches(buckets, per_step, 0, 0))
-    program = plan.compile_step(training, data.read_sample(bucket.samples[0]), bucket.grid)
+    program = compile_step(training, read_sample(bucket.samples[0]), bucket.grid)
     state, metrics = program.run(state, frozen, train.spread(training, batch))
     jax.tree.map(np.testing.assert_array_equal, before, frozen)
     return jax.tree.map(float, metrics), state.moments[1].mu, state.adapters

@@ -13,7 +13,7 @@ from justdubit_jax.models.block import Skip, cross_attention
 from justdubit_jax.models.transformer import Modality, Transformer
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.load import load_weights, parameters
 from justdubit_jax.weights.parts import build_part
 
 # 30 x the reference's own float32 error, at least 2e-5 (the golden vectors' README).
@@ -24,7 +24,7 @@ LIMIT = 2e-5
 def model():
     checkpoint = golden_checkpoint("transformer_19b")
     abstract = build_part(keys.TRANSFORMER, checkpoint.config, checkpoint.shapes)
-    return weights.load_weights(checkpoint, keys.TRANSFORMER, abstract, jnp.float32)
+    return load_weights(checkpoint, keys.TRANSFORMER, abstract, jnp.float32)
 
 
 run = nnx.jit(
@@ -136,7 +136,7 @@ def test_isolated_tokens_take_no_part_in_the_attention_between_modalities():
 def test_bfloat16_is_close_to_float32():
     checkpoint = golden_checkpoint("transformer_19b")
     abstract = build_part(keys.TRANSFORMER, checkpoint.config, checkpoint.shapes)
-    half = weights.load_weights(checkpoint, keys.TRANSFORMER, abstract, jnp.bfloat16)
+    half = load_weights(checkpoint, keys.TRANSFORMER, abstract, jnp.bfloat16)
     video, audio = (m._replace(latents=m.latents.astype(jnp.bfloat16)) for m in inputs())
     got = run(half, video, audio, cross_timestep="own")
     want = run(model(), *inputs(), cross_timestep="own")
@@ -163,5 +163,5 @@ def test_unsupported_checkpoints_are_refused_by_key(key, value):
 
 def test_blocks_are_one_stacked_module():
     abstract = nnx.eval_shape(lambda: Transformer(model().config))
-    stacked = {p: v.shape for p, v in weights.parameters(abstract).items() if "blocks" in p}
+    stacked = {p: v.shape for p, v in parameters(abstract).items() if "blocks" in p}
     assert stacked and all(shape[0] == model().config.layers for shape in stacked.values())

@@ -17,27 +17,27 @@ from safetensors.numpy import load_file
 from test_train import config
 
 from justdubit_jax import train
-from justdubit_jax.clips import read as media
+from justdubit_jax.clips.read import probe, read_video
 from justdubit_jax.clips.write import write_video
-from justdubit_jax.data import samples as data
+from justdubit_jax.data.samples import Sample, find_samples, make_buckets
 from justdubit_jax.devices import sharding
-from justdubit_jax.dubbing import sample
 from justdubit_jax.dubbing.job import Encoded, Job
 from justdubit_jax.errors import InputError
-from justdubit_jax.latents import text as codec
-from justdubit_jax.latents import text_cache as prompts
+from justdubit_jax.latents import text_cache
+from justdubit_jax.latents.text_cache import cached_contexts
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
-from justdubit_jax.runs import display as report
+from justdubit_jax.runs.display import Display
 from justdubit_jax.sampling.guidance import Guidance
 from justdubit_jax.training import settings
-from justdubit_jax.validation import fixed_loss as evaluate
+from justdubit_jax.validation import samples
+from justdubit_jax.validation.fixed_loss import FixedLoss
 from justdubit_jax.validation.holdout import split_holdout
 from justdubit_jax.validation.prepare import Prepared, prepare_validation
 from justdubit_jax.validation.samples import Sampler, in_batches, turns
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
 from justdubit_jax.weights.checkpoint import open_checkpoint
+from justdubit_jax.weights.load import load_weights
 
 
 def flags(demo, *more):
@@ -63,7 +63,7 @@ def test_the_demos_samples_and_dub(demo):
     samples = [demo / f"run/samples/step_{step:06d}_1.mp4" for step in (0, 30, 60)]
     for path in (*samples, demo / "dubbed.mp4"):
         assert streams(path) == {"video": "h264", "audio": "aac"}
-        clip = media.read_video(path)
+        clip = read_video(path)
         assert clip.frames.shape == (25, 64, 96, 3) and clip.fps == 25
     assert all(path.with_suffix(".png").stat().st_size > 1000 for path in samples)
     assert (demo / "run/samples/loss.png").is_file()
@@ -103,7 +103,7 @@ def test_sampling_changes_nothing_in_the_training(demo, without, tmp_path):
     names = sorted(p.name for p in (tmp_path / "out/samples").glob("*.mp4"))
     assert names == [f"step_{step:06d}_{n}.mp4" for step in (0, 2) for n in (1, 2)]
     first, second = (
-        media.read_video(tmp_path / f"out/samples/step_000000_{n}.mp4").frames for n in (1, 2)
+        read_video(tmp_path / f"out/samples/step_000000_{n}.mp4").frames for n in (1, 2)
     )
     assert first.shape == (25, 64, 192, 3)  # the reference beside the sample
     assert (first[:, :, 96:].astype(int) != second[:, :, 96:]).any()  # another seed
@@ -128,7 +128,7 @@ def test_a_failing_sample_is_reported_and_training_goes_on(demo, tmp_path, monke
     def fails(*arguments):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(sample, "decode", fails)
+    monkeypatch.setattr(samples, "decode_samples", fails)
     train.main(config(demo, tmp_path / "out", *flags(demo)))
     assert "sample 1 of step 2 was not written: out of memory" in capsys.readouterr().err
     assert lora_files.export_path(tmp_path / "out", 3).is_file()
@@ -138,12 +138,12 @@ def test_prompts_are_encoded_once(demo, tmp_path, monkeypatch):
     checkpoint_path, gemma = demo / "assets/ltx-2-tiny.safetensors", demo / "assets/gemma"
     checkpoint = open_checkpoint(checkpoint_path)
     arguments = (checkpoint, checkpoint_path, gemma, tmp_path)
-    first = prompts.cached_contexts(["a", "b"], *arguments)
-    monkeypatch.setattr(codec, "text_encoder", None)
-    again = prompts.cached_contexts(["b", "a"], *arguments)
+    first = cached_contexts(["a", "b"], *arguments)
+    monkeypatch.setattr(text_cache, "text_encoder", None)
+    again = cached_contexts(["b", "a"], *arguments)
     assert all((x == y).all() for p in "ab" for x, y in zip(first[p], again[p], strict=True))
     with pytest.raises(TypeError):  # a new prompt needs the encoder
-        prompts.cached_contexts(["c"], *arguments)
+        cached_contexts(["c"], *arguments)
 
 
 def test_held_out_losses_are_the_same_numbers_on_every_run(demo, tmp_path):
@@ -183,22 +183,22 @@ def on_mesh(demo, prepared, mesh, interrupted=lambda: False, **change):
     )
     model, _ = lora.adapted_model(source.config, run.lora)
     graphdef, shapes, frozen = lora.split(
-        weights.load_weights(source, keys.TRANSFORMER, model, run.dtype, place)
+        load_weights(source, keys.TRANSFORMER, model, run.dtype, place)
     )
     trained = lora_files.read_file(lora_files.export_path(demo / "run", 60), shapes)
     adapters = {path: jax.device_put(x, place(path, x.shape)) for path, x in trained.items()}
-    display = report.Display(Console(file=io.StringIO()), 1)
+    display = Display(Console(file=io.StringIO()), 1)
     sampler = Sampler(
         run, source, graphdef, model.config, encoded, "own", mesh, display, (), interrupted
     )
-    return sampler, evaluate.FixedLoss(run, graphdef, "own", mesh), adapters, frozen
+    return sampler, FixedLoss(run, graphdef, "own", mesh), adapters, frozen
 
 
 def sampled_and_measured(demo, prepared, mesh, **change):
     """Latents of every turn by its number, and the loss terms of the demo's four samples."""
     sampler, loss, *model = on_mesh(demo, prepared, mesh, **change)
     run, _ = prepared
-    buckets = data.make_buckets(data.find_samples(run.data_root, run.folders))
+    buckets = make_buckets(find_samples(run.data_root, run.folders))
     latents = {}
     for batch in in_batches(sampler._turns, mesh.size):
         done = sampler._sample(batch, *model, lambda *_: None)
@@ -253,7 +253,7 @@ def test_turns_of_equal_shapes_stand_together():
 
 
 def test_the_holdout_is_chosen_by_the_seed():
-    samples = [data.Sample(str(i), {}) for i in range(20)]
+    samples = [Sample(str(i), {}) for i in range(20)]
     rest, held = split_holdout(samples, 5, seed=1)
     assert len(held) == 5 and len(rest) == 15 and all(s in samples for s in rest + held)
     assert split_holdout(samples, 5, seed=1) == (rest, held)
@@ -312,5 +312,5 @@ def test_without_a_reference_the_sound_is_as_long_as_the_picture(demo, tmp_path)
     run = config(demo, tmp_path / "out", *flags(demo, *more))
     train.main(run)
     assert settings.read(run).validation.images
-    clip = media.probe(tmp_path / "out/samples/step_000000_1.mp4")
+    clip = probe(tmp_path / "out/samples/step_000000_1.mp4")
     assert clip.has_audio and clip.fps == 25

@@ -17,7 +17,7 @@ from justdubit_jax.models.video_vae import (
     VideoEncoderConfig,
 )
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.load import expected, load_weights
 
 # The reference in float32 is 3e-6 from itself in float64 on these narrow models, whose pixel norms
 # over few channels amplify rounding; thirty times that.
@@ -73,13 +73,13 @@ def video(golden) -> np.ndarray:
 @pytest.fixture(scope="module")
 def encoder() -> nnx.Module:
     model = abstract_encoder(CHECKPOINT.config["vae"])
-    return weights.load_weights(CHECKPOINT, keys.VIDEO_ENCODER, model, jnp.dtype("float32"))
+    return load_weights(CHECKPOINT, keys.VIDEO_ENCODER, model, jnp.dtype("float32"))
 
 
 @pytest.fixture(scope="module")
 def decoder() -> nnx.Module:
     model = abstract_decoder(CHECKPOINT.config["vae"])
-    return weights.load_weights(CHECKPOINT, keys.VIDEO_DECODER, model, jnp.dtype("float32"))
+    return load_weights(CHECKPOINT, keys.VIDEO_DECODER, model, jnp.dtype("float32"))
 
 
 def test_encodes_one_frame_as_the_reference(golden, video, encoder):
@@ -124,7 +124,7 @@ def test_computes_in_the_dtype_of_its_input():
 )
 def test_full_size_has_the_published_keys_and_shapes(part, build, count, fingerprint):
     """The fingerprint is of the sorted (key, shape) pairs of the published 19B file."""
-    shapes = sorted(weights.expected(part, build(LTX_2_19B)).items())
+    shapes = sorted(expected(part, build(LTX_2_19B)).items())
     assert len(shapes) == count
     assert hashlib.md5(repr(shapes).encode()).hexdigest() == fingerprint
 

@@ -9,7 +9,7 @@ from justdubit_jax.errors import InputError
 from justdubit_jax.models.layers import Frozen
 from justdubit_jax.models.vocoder import Upsample, Vocoder, VocoderConfig
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.load import load_weights
 
 CHECKPOINT = golden_checkpoint("vocoder_20")
 CONFIG = VocoderConfig.from_metadata(CHECKPOINT.config)
@@ -20,7 +20,7 @@ run = nnx.jit(lambda model, x: model(x))
 
 def load(dtype="float32") -> nnx.Module:
     vocoder = nnx.eval_shape(lambda: Vocoder(CONFIG))
-    return weights.load_weights(CHECKPOINT, keys.VOCODER, vocoder, jnp.dtype(dtype))
+    return load_weights(CHECKPOINT, keys.VOCODER, vocoder, jnp.dtype(dtype))
 
 
 @pytest.mark.parametrize("suffix", ["", "_odd"])

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from justdubit_jax.errors import InputError
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
 from justdubit_jax.weights.checkpoint import open_checkpoint, open_gemma
+from justdubit_jax.weights.load import compare, load_weights, parameters
 from justdubit_jax.weights.parts import build_part
 
 REPO = Path(__file__).parents[1]
@@ -52,8 +52,8 @@ def test_every_part_equals_the_file(demo):
     tensors = load_file(tiny(demo))
     for part in keys.PARTS.values():
         model = build_part(part, source.config, source.shapes)
-        model = weights.load_weights(source, part, model, jnp.float32)
-        for path, variable in weights.parameters(model).items():
+        model = load_weights(source, part, model, jnp.float32)
+        for path, variable in parameters(model).items():
             value = np.asarray(variable.get_value())
             blocks = enumerate(value) if part.is_stacked(path) else [(None, value)]
             for layer, block in blocks:
@@ -63,8 +63,8 @@ def test_every_part_equals_the_file(demo):
 def test_dtypes_are_the_runs_but_for_the_small_tables(demo):
     source = open_checkpoint(tiny(demo))
     model = build_part(keys.TRANSFORMER, source.config, source.shapes)
-    model = weights.load_weights(source, keys.TRANSFORMER, model, jnp.bfloat16)
-    for path, variable in weights.parameters(model).items():
+    model = load_weights(source, keys.TRANSFORMER, model, jnp.bfloat16)
+    for path, variable in parameters(model).items():
         want = jnp.float32 if path.endswith("scale_shift_table") else jnp.bfloat16
         assert variable.get_value().dtype == want, path
 
@@ -75,9 +75,7 @@ def test_a_converted_folder_is_the_file(demo, converted):
         for path in (tiny(demo), converted):
             source = open_checkpoint(path)
             model = build_part(part, source.config, source.shapes)
-            models.append(
-                weights.parameters(weights.load_weights(source, part, model, jnp.float32))
-            )
+            models.append(parameters(load_weights(source, part, model, jnp.float32)))
         for path, variable in models[0].items():
             np.testing.assert_array_equal(variable.get_value(), models[1][path].get_value())
 
@@ -108,7 +106,7 @@ def test_mismatches_are_named(demo, tmp_path, change, message):
     source = open_checkpoint(changed(demo, tmp_path, change))
     model = build_part(keys.VOCODER, source.config, source.shapes)
     with pytest.raises(InputError) as raised:
-        weights.load_weights(source, keys.VOCODER, model, jnp.float32)
+        load_weights(source, keys.VOCODER, model, jnp.float32)
     assert message in str(raised.value)
 
 
@@ -121,7 +119,7 @@ def test_all_mismatches_are_gathered(demo, tmp_path):
     source = open_checkpoint(changed(demo, tmp_path, change))
     model = build_part(keys.VOCODER, source.config, source.shapes)
     with pytest.raises(InputError, match=r"2 missing.*; 2 unexpected"):
-        weights.load_weights(source, keys.VOCODER, model, jnp.float32)
+        load_weights(source, keys.VOCODER, model, jnp.float32)
 
 
 def test_tensors_of_no_part_are_an_error(demo, tmp_path):
@@ -150,7 +148,7 @@ def test_a_cut_off_file_is_an_error(demo, tmp_path):
 def test_gemma_folders(demo, tmp_path):
     source = open_gemma(demo / "assets/gemma")
     model = build_part(keys.GEMMA, source.config, source.shapes)
-    assert not weights.compare(keys.GEMMA, model, source.shapes)
+    assert not compare(keys.GEMMA, model, source.shapes)
     shutil.copytree(demo / "assets/gemma", tmp_path / "g")
     tensors = load_file(tmp_path / "g/model.safetensors")
     names = sorted(tensors)
@@ -195,6 +193,6 @@ def test_stacks_are_filled_where_they_belong(demo):
     source = open_checkpoint(tiny(demo))
     model = build_part(keys.TRANSFORMER, source.config, source.shapes)
     place = lambda path, shape: spec if path.startswith("blocks.") and shape[1] % 8 == 0 else whole  # noqa: E731
-    loaded = weights.load_weights(source, keys.TRANSFORMER, model, jnp.float32, place)
-    for path, variable in weights.parameters(loaded).items():
+    loaded = load_weights(source, keys.TRANSFORMER, model, jnp.float32, place)
+    for path, variable in parameters(loaded).items():
         assert variable.get_value().sharding == place(path, variable.shape)

@@ -20,7 +20,7 @@ import numpy as np
 
 from justdubit_jax import cli
 from justdubit_jax.clips.write import write_video
-from justdubit_jax.demo import checkpoint as demo_checkpoint
+from justdubit_jax.demo.checkpoint import make_checkpoint
 from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.dubbing import sample
 from justdubit_jax.files import save_safetensors
@@ -33,8 +33,8 @@ from justdubit_jax.sampling.guidance import Guidance, SamplingSettings
 from justdubit_jax.sampling.loop import Conditioned
 from justdubit_jax.sampling.schedule import sigmas
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
 from justdubit_jax.weights.checkpoint import open_checkpoint
+from justdubit_jax.weights.load import expected, load_weights, parameters, random_weights
 from justdubit_jax.weights.parts import build_part
 
 FPS = 25
@@ -82,8 +82,8 @@ def load(args: argparse.Namespace) -> dict[str, Any]:
         for _ in range(1 + args.runs):
             start = time.perf_counter()
             model = build_part(keys.TRANSFORMER, checkpoint.config, checkpoint.shapes)
-            model = weights.load_weights(checkpoint, keys.TRANSFORMER, model, None)
-            arrays = [v.get_value() for v in weights.parameters(model).values()]
+            model = load_weights(checkpoint, keys.TRANSFORMER, model, None)
+            arrays = [v.get_value() for v in parameters(model).values()]
             jax.block_until_ready(arrays)
             times.append(time.perf_counter() - start)
             size = sum(array.nbytes for array in arrays)
@@ -102,7 +102,7 @@ def load(args: argparse.Namespace) -> dict[str, Any]:
 def make_transformer(folder: Path, layers: int, width: int) -> Path:
     """A checkpoint of the transformer alone, bfloat16."""
     config = benchmark_size.config_of(layers, width)
-    shapes = weights.expected(keys.TRANSFORMER, build_part(keys.TRANSFORMER, config, {}))
+    shapes = expected(keys.TRANSFORMER, build_part(keys.TRANSFORMER, config, {}))
     rng = np.random.default_rng(0)
     tensors = {
         key: rng.standard_normal(shape, np.float32).astype(jnp.bfloat16)
@@ -151,7 +151,7 @@ def sample_steps(args: argparse.Namespace) -> dict[str, Any]:
     size = benchmark_size.read_size(args)
     run = size.settings()
     model, _ = lora.adapted_model(size.config, run.lora)
-    model = weights.random_weights(keys.TRANSFORMER, model, jax.random.key(0), run.dtype)
+    model = random_weights(keys.TRANSFORMER, model, jax.random.key(0), run.dtype)
     graphdef, shapes, frozen = lora.split(model)
     adapters = lora.init(shapes, jax.random.key(0))
     guidance = Guidance(cfg=args.guidance_scale)
@@ -234,7 +234,7 @@ def decode_one(path: Path, bucket: Bucket) -> tuple[float, float, float, str]:
 
 def toy_checkpoint(folder: Path) -> Path:
     """The demo's checkpoint: every part, at toy width."""
-    return demo_checkpoint.make_checkpoint(folder / "toy.safetensors", text_width=64)
+    return make_checkpoint(folder / "toy.safetensors", text_width=64)
 
 
 def _seconds(run: Callable[[], Any]) -> float:

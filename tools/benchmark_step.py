@@ -21,10 +21,10 @@ from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.planning import flops
-from justdubit_jax.training import optimizer as optim
+from justdubit_jax.training.optimizer import KINDS
 from justdubit_jax.training.prepare import first_state, prepare_training
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.load import random_weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--remat", choices=tuple(_REMAT), default="full", help="what the backward pass recomputes")
     add("--quantization", help="of the frozen weights: int8, fp8, nf4")
-    add("--optimizer", choices=optim.KINDS, default="adamw")
+    add("--optimizer", choices=KINDS, default="adamw")
     add("--peer", choices=("torch",), help="the torch trainer's step too, in turns with ours")
     add("--peer-python", default=sys.executable, help="an interpreter with ltx-core and peft")
 
@@ -106,7 +106,7 @@ class Step:
         mesh = sharding.make_mesh(*run.mesh)
         training = prepare_training(run, size.config, mesh)
         place = functools.partial(sharding.weight, mesh)
-        model = weights.random_weights(
+        model = random_weights(
             keys.TRANSFORMER,
             training.model,
             jax.random.key(0),

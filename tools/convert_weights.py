@@ -25,13 +25,13 @@ from rich.table import Table
 from justdubit_jax import cli
 from justdubit_jax.errors import InputError
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
 from justdubit_jax.weights.checkpoint import (
     SafetensorsCheckpoint,
     Shapes,
     open_safetensors,
     unowned,
 )
+from justdubit_jax.weights.load import compare, expected, load_weights, parameters
 from justdubit_jax.weights.parts import build_part
 
 
@@ -60,8 +60,8 @@ def report(console: Console, config: dict[str, Any], shapes: Shapes) -> int:
     lines, problems = [], 0
     for part in keys.PARTS.values():
         model = build_part(part, config, shapes)
-        mismatch = weights.compare(part, model, shapes)
-        wanted = weights.expected(part, model)
+        mismatch = compare(part, model, shapes)
+        wanted = expected(part, model)
         size = sum(math.prod(shape) for shape in wanted.values())
         counts = [len(mismatch.missing), len(mismatch.unexpected), len(mismatch.misshaped)]
         table.add_row(part.name, str(len(wanted)), f"{size:,}", *map(str, counts))
@@ -89,8 +89,8 @@ def convert(checkpoint: SafetensorsCheckpoint, out: Path) -> None:
         with ocp.StandardCheckpointer() as checkpointer:
             for part in keys.PARTS.values():
                 model = build_part(part, checkpoint.config, checkpoint.shapes)
-                model = weights.load_weights(checkpoint, part, model, None)
-                arrays = {path: v.get_value() for path, v in weights.parameters(model).items()}
+                model = load_weights(checkpoint, part, model, None)
+                arrays = {path: v.get_value() for path, v in parameters(model).items()}
                 checkpointer.save((temporary / part.name).absolute(), arrays)
                 checkpointer.wait_until_finished()
                 jax.tree.map(lambda x: x.delete(), arrays)

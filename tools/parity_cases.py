@@ -39,7 +39,7 @@ from justdubit_jax.models import mel, tokens
 from justdubit_jax.models.attention import frequency_grid, rotary_table
 from justdubit_jax.models.transformer import Modality, Transformer
 from justdubit_jax.training import objective
-from justdubit_jax.training import optimizer as optim
+from justdubit_jax.training.optimizer import AdamW, OptimizerConfig, base_rates, make_optimizer
 from justdubit_jax.training.schedules import Schedule
 from justdubit_jax.weights import keys
 
@@ -306,7 +306,7 @@ def _optimizer(
 ) -> tuple[optax.GradientTransformationExtraArgs, Schedule]:
     adamw, scheduler = golden.meta["optimizer"], golden.meta["scheduler"]
     factors = {name: scheduler[name] for name in ("start_factor", "end_factor")}
-    config = optim.OptimizerConfig(
+    config = OptimizerConfig(
         kind="adamw",
         first_moment_dtype="float32",
         learning_rate=golden.meta["lr"],
@@ -319,8 +319,8 @@ def _optimizer(
         for path, leaf in shapes.items()
     }
     b1, b2 = adamw["betas"]
-    settings = optim.AdamW(b1, b2, adamw["eps"], adamw["weight_decay"])
-    return optim.make_optimizer(config, names, settings), config.schedule
+    settings = AdamW(b1, b2, adamw["eps"], adamw["weight_decay"])
+    return make_optimizer(config, names, settings), config.schedule
 
 
 def _groups(golden: Golden) -> tuple[tuple[str, float], ...]:
@@ -329,7 +329,7 @@ def _groups(golden: Golden) -> tuple[tuple[str, float], ...]:
 
 def learning_rates(golden: Golden, names: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
     """Base learning rates of parameters, see optim.base_rates."""
-    return optim.base_rates(names, golden.meta["lr"], _groups(golden))
+    return base_rates(names, golden.meta["lr"], _groups(golden))
 
 
 def _stream(golden: Golden, name: str) -> Stream:

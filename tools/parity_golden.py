@@ -17,8 +17,8 @@ from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.transformer import Modality, Transformer
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
 from justdubit_jax.weights.checkpoint import SafetensorsCheckpoint, open_safetensors
+from justdubit_jax.weights.load import load_weights
 from justdubit_jax.weights.parts import build_part
 
 Tensors = dict[str, np.ndarray]
@@ -70,7 +70,7 @@ def read(path: Path, prefix: str) -> Tensors:
 def load(golden: Golden, part: keys.Part) -> Any:
     source = golden.weights
     model = build_part(part, source.config, source.shapes)
-    return weights.load_weights(source, part, model, jnp.float32)
+    return load_weights(source, part, model, jnp.float32)
 
 
 def load_transformer(golden: Golden, adapted: bool = False) -> Transformer:
@@ -86,7 +86,7 @@ def load_transformer(golden: Golden, adapted: bool = False) -> Transformer:
         return model
 
     model = nnx.eval_shape(build)
-    return weights.load_weights(golden.weights, keys.TRANSFORMER, model, jnp.float32)
+    return load_weights(golden.weights, keys.TRANSFORMER, model, jnp.float32)
 
 
 def modality(golden: Golden, name: str, text_mask: bool) -> Modality:

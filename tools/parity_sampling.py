@@ -11,9 +11,9 @@ from parity_golden import Golden, Tensors, load_transformer, references
 
 from justdubit_jax.errors import InputError
 from justdubit_jax.models.block import Skip
-from justdubit_jax.sampling import loop as denoise
+from justdubit_jax.sampling import schedule
 from justdubit_jax.sampling.guidance import Guidance, SamplingSettings
-from justdubit_jax.sampling.loop import Conditioned
+from justdubit_jax.sampling.loop import Conditioned, denoise, predict
 from justdubit_jax.sampling.schedule import euler_step, sigmas
 
 # The scales of `guide.multi_modal*`, which are in no `meta`: LTX-2's own for video, and for audio
@@ -40,7 +40,7 @@ def schedule_and_steps(golden: Golden, wanted: Collection[str]) -> Tensors:
         if name in guidances:
             found[name] = guidances[name].combine(plain, *others)
         elif name in ("to_denoised", "to_velocity"):
-            found[name] = getattr(denoise, name)(sample, plain, meta["velocity_sigma"])
+            found[name] = getattr(schedule, name)(sample, plain, meta["velocity_sigma"])
         elif match := re.fullmatch(r"euler\.step(\d+)", name):
             levels = sigmas(_EULER_STEPS)[int(match[1]) :]
             found[name] = euler_step(sample, plain, levels[0], levels[1])
@@ -78,8 +78,8 @@ def denoising(golden: Golden, wanted: Collection[str]) -> Tensors:
     return found
 
 
-_denoise = nnx.jit(denoise.denoise, static_argnums=4)
-_predict = nnx.jit(denoise.predict, static_argnums=5)
+_denoise = nnx.jit(denoise, static_argnums=4)
+_predict = nnx.jit(predict, static_argnums=5)
 
 
 def _settings(golden: Golden, variant: str) -> SamplingSettings:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from justdubit_jax.clips import read as media
 from justdubit_jax.clips.rates import exact_fps
+from justdubit_jax.clips.read import Picture, iterate_pictures, probe
 from justdubit_jax.clips.scale import resize_and_crop
 from justdubit_jax.errors import InputError
 from justdubit_jax.models.tokens import FRAMES_PER_LATENT, PIXELS_PER_LATENT
@@ -50,21 +50,21 @@ def fit_clip(
     own size is held at a time. Raises InputError for unreadable clips, shorter ones than 9 frames,
     and for arguments that the model does not take.
     """
-    fps = media.probe(path).fps
+    fps = probe(path).fps
     rate = _rate(path, fps, frame_rate)
     if max_frames is not None and max_frames < MIN_FRAMES:
         raise InputError(f"max_frames {max_frames}: a clip has at least {MIN_FRAMES} frames")
     limit = None if max_frames is None else _legal_count(max_frames)
     times, frames, notes = [], [], []
 
-    def upright(pictures: Iterable[media.Picture]) -> Iterator[tuple[Fraction, np.ndarray]]:
+    def upright(pictures: Iterable[Picture]) -> Iterator[tuple[Fraction, np.ndarray]]:
         for time, pixels, rotation in pictures:
             times.append(time)
             if rotation and len(times) == 1:
                 notes.append(f"turned by {rotation % 360} degrees counterclockwise")
             yield time, np.rot90(pixels, rotation // 90)
 
-    with contextlib.closing(media.iterate_pictures(path)) as pictures:
+    with contextlib.closing(iterate_pictures(path)) as pictures:
         # One more than the limit, to know whether there is more.
         stop = None if limit is None else limit + 1
         size = None
@@ -92,7 +92,7 @@ def fit_clip(
 
 def fit_image(path: str | Path, height: int, width: int) -> UInt8[np.ndarray, "1 y x 3"]:
     """An image (or a clip's first frame) turned upright, scaled and cropped to a clip's size."""
-    with contextlib.closing(media.iterate_pictures(path)) as pictures:
+    with contextlib.closing(iterate_pictures(path)) as pictures:
         picture = next(pictures)
     return resize_and_crop(np.rot90(picture.pixels, picture.rotation // 90)[None], height, width)
 

@@ -18,17 +18,17 @@ from safetensors import safe_open
 
 from justdubit_jax import cli, dub, preprocess, train
 from justdubit_jax.data import precomputed
-from justdubit_jax.demo import assets as demo_assets
-from justdubit_jax.demo import checkpoint as demo_checkpoint
+from justdubit_jax.demo.assets import GEMMA_TEXT_CONFIG, make_dataset, make_gemma
+from justdubit_jax.demo.checkpoint import make_checkpoint
 from justdubit_jax.devices import sharding
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.runs.state import Checkpoints
 from justdubit_jax.training import settings
-from justdubit_jax.validation import fixed_loss as evaluate
+from justdubit_jax.validation.fixed_loss import SIGMAS, FixedLoss
 from justdubit_jax.weights import keys
-from justdubit_jax.weights.load import load_weights
 from justdubit_jax.weights.checkpoint import open_checkpoint
+from justdubit_jax.weights.load import load_weights
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo.py"
 SAMPLES = 4
@@ -66,11 +66,11 @@ def main(workdir: Path) -> None:
     precomputed = dataset.parent / ".precomputed"
 
     console.print("[bold]1. A toy checkpoint, a toy text encoder and a data set")
-    demo_assets.make_gemma(gemma)
-    text = demo_assets.GEMMA_TEXT_CONFIG
+    make_gemma(gemma)
+    text = GEMMA_TEXT_CONFIG
     width = text["hidden_size"] * (text["num_hidden_layers"] + 1)
-    demo_checkpoint.make_checkpoint(checkpoint, width)
-    demo_assets.make_dataset(dataset.parent, SAMPLES)
+    make_checkpoint(checkpoint, width)
+    make_dataset(dataset.parent, SAMPLES)
 
     preprocess_arguments = [
         *(str(dataset), "--resolution-buckets", BUCKET, "--model-path", str(checkpoint)),
@@ -116,7 +116,7 @@ def main(workdir: Path) -> None:
     console.print(f"  dubbed        {workdir / 'dubbed.mp4'}: the reference clip, with that LoRA")
     console.print(
         f"  loss          {before['loss']:.4f} before, {after['loss']:.4f} after {run.steps} steps "
-        f"(mean at sigmas {', '.join(map(str, evaluate.SIGMAS))} with fixed noise)"
+        f"(mean at sigmas {', '.join(map(str, SIGMAS))} with fixed noise)"
     )
 
 
@@ -124,15 +124,13 @@ def losses(run: settings.Settings) -> list[dict[str, float]]:
     """The fixed loss with the untrained and with the trained adapters."""
     source = open_checkpoint(run.model_path)
     model, _ = lora.adapted_model(source.config, run.lora)
-    model = load_weights(
-        source, keys.TRANSFORMER, model, run.dtype, scheme=run.quantization
-    )
+    model = load_weights(source, keys.TRANSFORMER, model, run.dtype, scheme=run.quantization)
     graphdef, shapes, frozen = lora.split(model)
     with contextlib.closing(Checkpoints(run.output_dir / "state")) as checkpoints:
         trained = checkpoints.adapters(run.steps)
     untrained = lora.init(shapes, jax.random.key(run.seed))
     buckets, _ = train.read_data(run)
-    fixed = evaluate.FixedLoss(run, graphdef, "own", sharding.make_mesh(1, 1))
+    fixed = FixedLoss(run, graphdef, "own", sharding.make_mesh(1, 1))
     return [fixed.mean(adapters, frozen, buckets) for adapters in (untrained, trained)]
 
 

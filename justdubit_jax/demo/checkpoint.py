@@ -10,7 +10,7 @@ import numpy as np
 
 from justdubit_jax.files import save_safetensors
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.load import expected
 from justdubit_jax.weights.parts import build_part
 
 _TRANSFORMER = {
@@ -157,7 +157,7 @@ def make_checkpoint(path: Path, text_width: int, seed: int = 0) -> Path:
     }
     shapes = {key: (_VAE["latent_channels"],) for key in keys.UNUSED}
     for part in keys.PARTS.values():
-        shapes |= weights.expected(part, build_part(part, CONFIG, aggregate))
+        shapes |= expected(part, build_part(part, CONFIG, aggregate))
     tensors = {
         key: _random(rng, key, shape).astype(
             np.float32 if key.endswith("scale_shift_table") else jnp.bfloat16

@@ -18,9 +18,8 @@ from justdubit_jax.latents.shapes import Contexts, Latents
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models import tokens
 from justdubit_jax.models.transformer_config import TransformerConfig
-from justdubit_jax.sampling import loop as denoise
 from justdubit_jax.sampling.guidance import SamplingSettings
-from justdubit_jax.sampling.loop import Conditioned
+from justdubit_jax.sampling.loop import Conditioned, Tokens, denoise
 from justdubit_jax.sampling.schedule import sigmas
 
 Streams = tuple[Conditioned, Conditioned]  # of video, of audio
@@ -82,7 +81,7 @@ def conditioned(
     )
 
 
-def start(streams: Streams) -> denoise.Tokens:
+def start(streams: Streams) -> Tokens:
     """The tokens of both modalities at sigma 1."""
     video, audio = streams
     return video.start(), audio.start()
@@ -95,17 +94,17 @@ def sampler(graphdef: Any, settings: SamplingSettings, place: Any = None) -> Any
     """
 
     @functools.partial(jax.jit, out_shardings=place)
-    def run(adapters: Any, frozen: Any, streams: Any, sampled: Any, levels: Any) -> denoise.Tokens:
+    def run(adapters: Any, frozen: Any, streams: Any, sampled: Any, levels: Any) -> Tokens:
         video, audio = streams
         model = lora.merge(graphdef, adapters, frozen)
-        return denoise.denoise(model, video, audio, levels, settings, sampled)
+        return denoise(model, video, audio, levels, settings, sampled)
 
     return run
 
 
 def in_segments(
-    loop: Any, adapters: Any, frozen: Any, streams: Any, sampled: denoise.Tokens, steps: int
-) -> Iterator[tuple[int, denoise.Tokens]]:
+    loop: Any, adapters: Any, frozen: Any, streams: Any, sampled: Tokens, steps: int
+) -> Iterator[tuple[int, Tokens]]:
     """Sample by calls of a few steps: yields (steps done, tokens), first those of none done.
 
     The calls are of equal length, so one program serves them all. Between them the host can show

@@ -15,8 +15,8 @@ from jax.typing import DTypeLike
 from justdubit_jax.errors import InputError
 from justdubit_jax.latents.shapes import Contexts
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
 from justdubit_jax.weights.checkpoint import Checkpoint, open_gemma
+from justdubit_jax.weights.load import load_weights
 from justdubit_jax.weights.parts import build_part
 
 PROMPT_TOKENS = 1024
@@ -40,8 +40,8 @@ def text_encoder(
             f"= {width} wide, the checkpoint's text projection takes {wanted}"
         )
     tokenize = load_tokenizer(gemma_folder, config.vocab_size)
-    gemma = weights.load_weights(gemma_files, keys.GEMMA, gemma_model, dtype)
-    connectors = weights.load_weights(checkpoint, keys.CONNECTORS, connectors_model, dtype)
+    gemma = load_weights(gemma_files, keys.GEMMA, gemma_model, dtype)
+    connectors = load_weights(checkpoint, keys.CONNECTORS, connectors_model, dtype)
 
     @nnx.jit
     def encode(gemma: Any, connectors: Any, ids: jax.Array, mask: jax.Array) -> Any:

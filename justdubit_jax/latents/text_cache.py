@@ -17,8 +17,8 @@ from safetensors import safe_open
 from justdubit_jax.data import precomputed
 from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.files import save_safetensors
-from justdubit_jax.latents import text as codec
 from justdubit_jax.latents.shapes import Contexts
+from justdubit_jax.latents.text import text_encoder
 from justdubit_jax.weights.checkpoint import Checkpoint
 
 
@@ -30,7 +30,7 @@ def cached_contexts(
     files = {p: cache / f"{_hash(stamp, p)}.safetensors" for p in dict.fromkeys(prompts)}
     missing = [prompt for prompt, file in files.items() if not file.exists()]
     if missing and jax.process_index() == 0:
-        encoder = codec.text_encoder(checkpoint, gemma, default_dtype())
+        encoder = text_encoder(checkpoint, gemma, default_dtype())
         for prompt in missing:
             tensors = dict(
                 zip(precomputed.TENSORS["conditions"], encoder([prompt])[0], strict=True)

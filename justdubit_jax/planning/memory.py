@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from justdubit_jax.data.batch import Batch
-from justdubit_jax.latents import text as codec
+from justdubit_jax.latents.text import PROMPT_TOKENS
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models import tokens
 from justdubit_jax.models.transformer_config import TransformerConfig
@@ -72,7 +72,7 @@ def sample_like_validation(
     v, pixels = run.validation, tokens.PIXELS_PER_LATENT
     grid = tokens.video_latent_frames(v.frames), v.height // pixels, v.width // pixels
     audio = tokens.audio_latent_frames(float(v.frames / v.frame_rate))
-    return sample_of_shape(config, grid, audio, codec.PROMPT_TOKENS), grid
+    return sample_of_shape(config, grid, audio, PROMPT_TOKENS), grid
 
 
 def make_plan(training: Training, sample: Batch, compiled: Any) -> Plan:

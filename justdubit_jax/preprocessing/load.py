@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from justdubit_jax.clips import read as media
+from justdubit_jax.clips.read import read_audio, read_video
 from justdubit_jax.clips.scale import resize_and_crop
 from justdubit_jax.data.rows import Row
 from justdubit_jax.errors import InputError
 from justdubit_jax.latents.shapes import Frames, Sound
-from justdubit_jax.preprocessing import buckets
-from justdubit_jax.preprocessing.buckets import Bucket
+from justdubit_jax.preprocessing.buckets import Bucket, choose_bucket, pool_mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +35,15 @@ def load_row(row: Row, shapes: Sequence[Bucket], sample_rate: int) -> Loaded:
     Raises InputError naming the file: unreadable, too short, another frame rate, no sound.
     """
     longest = max(bucket.frames for bucket in shapes)
-    clip = media.read_video(row.clip, longest)
+    clip = read_video(row.clip, longest)
     count, height, width, _ = clip.frames.shape
     try:
-        bucket = buckets.choose_bucket(count, height, width, shapes)
+        bucket = choose_bucket(count, height, width, shapes)
     except InputError as error:
         raise InputError(f"{row.clip}: {error}") from None
 
     def companion(path: Path) -> Frames:
-        other = media.read_video(path, bucket.frames)
+        other = read_video(path, bucket.frames)
         if other.fps != clip.fps:
             raise InputError(
                 f"{path}: {float(other.fps):g} frames per second, {row.clip} has "
@@ -58,7 +57,7 @@ def load_row(row: Row, shapes: Sequence[Bucket], sample_rate: int) -> Loaded:
 
     def sound(path: Path) -> Sound | None:
         seconds = Fraction(bucket.frames) / clip.fps
-        return media.read_audio(path, sample_rate, seconds) if sample_rate else None
+        return read_audio(path, sample_rate, seconds) if sample_rate else None
 
     mask = companion(row.mask) if row.mask else None
     return Loaded(
@@ -67,7 +66,7 @@ def load_row(row: Row, shapes: Sequence[Bucket], sample_rate: int) -> Loaded:
         fps=clip.fps,
         frames=resize_and_crop(clip.frames[: bucket.frames], bucket.height, bucket.width),
         reference_frames=companion(row.reference) if row.reference else None,
-        mask=None if mask is None else buckets.pool_mask(mask.mean(-1, dtype=np.float32) / 255),
+        mask=None if mask is None else pool_mask(mask.mean(-1, dtype=np.float32) / 255),
         sound=sound(row.clip),
         reference_sound=sound(row.reference) if row.reference else None,
     )

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from justdubit_jax.devices import processes as distributed
+from justdubit_jax.devices import processes
 from justdubit_jax.files import replacing
-from justdubit_jax.runs import display as report
 from justdubit_jax.runs.charts import loss_curve_png
+from justdubit_jax.runs.display import Display
 from justdubit_jax.runs.logs import EventLog, WandbLog
 from justdubit_jax.training.settings import Settings
 
@@ -23,7 +23,7 @@ def open_logs(run: Settings, resume_step: int, text: str) -> list[Any]:
 
     Only the first process logs.
     """
-    if not distributed.is_first():
+    if not processes.is_first():
         return []
     logs: list[Any] = [EventLog(run.output_dir / "tensorboard", resume_step)]
     if run.wandb is not None:
@@ -51,7 +51,7 @@ class Metrics:
         run: Settings,
         step: int,
         rates: Mapping[str, Callable[[int], Any]],
-        display: report.Display,
+        display: Display,
         logs: Sequence[Any],
         peak: float | None,
     ):
@@ -59,7 +59,7 @@ class Metrics:
         self._rates, self._display, self._logs, self._peak = rates, display, logs, peak
         self._records = [r for r in read_records(self._path) if r["step"] <= step]
         self._file = None
-        if distributed.is_first():
+        if processes.is_first():
             with replacing(self._path) as temporary:
                 temporary.write_text("".join(json.dumps(r) + "\n" for r in self._records))
             self._file = self._path.open("a")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from justdubit_jax import files
-from justdubit_jax.devices import processes as distributed
+from justdubit_jax.devices import processes
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.runs.state import Checkpoints
@@ -23,7 +23,7 @@ def claim_output(output: Path, fresh: bool) -> None:
 
     Raises InputError if there are LoRA files that a new run would overwrite.
     """
-    if distributed.is_first():
+    if processes.is_first():
         files.remove_leftovers(output)
         made = [output / name for name in _OF_A_RUN if (output / name).exists()]
         if fresh and made:
@@ -38,7 +38,7 @@ def claim_output(output: Path, fresh: bool) -> None:
                 f"{output}: LoRA files of a run without its state/; choose another output_dir, or "
                 "--fresh, which moves them to previous/"
             )
-    distributed.wait_for_all("the output folder is ready")
+    processes.wait_for_all("the output folder is ready")
 
 
 def lora_record(training: Training) -> dict[str, str]:
@@ -59,8 +59,8 @@ def export_lora(training: Training, state: State, only_missing: bool = False) ->
         path = lora_files.export_path(run.output_dir, step, mean)
         if adapters is None or (only_missing and path.exists()):
             continue
-        tensors = distributed.gathered(adapters)
-        if distributed.is_first():
+        tensors = processes.gathered(adapters)
+        if processes.is_first():
             lora_files.write_file(path, tensors, run.export_dtype, metadata)
 
 
@@ -73,7 +73,7 @@ def remove_old(run: Settings, checkpoints: Checkpoints) -> None:
     if (best := best_step(run.output_dir)) is not None:
         kept.add(best)
     checkpoints.keep_only(kept)
-    if distributed.is_first():
+    if processes.is_first():
         for path in (run.output_dir / "checkpoints").glob("lora_weights_step_*.safetensors"):
             if lora_files.step_of(path) not in kept:
                 path.unlink()

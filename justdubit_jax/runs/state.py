@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from justdubit_jax.devices import processes as distributed
+from justdubit_jax.devices import processes
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora.adapters import Adapters
 from justdubit_jax.training.step import State
@@ -70,7 +70,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path):
         self._folder = folder.absolute()
-        if distributed.is_first():
+        if processes.is_first():
             for path in self._folder.glob(f"{_REMOVED}*"):
                 shutil.rmtree(path)
         self._speak_again = _fail_quietly()
@@ -163,13 +163,13 @@ class Checkpoints:
         """Remove the other complete steps: renamed first, so that none is ever there by half."""
         self.wait()
         removed = [step for step in self.steps if step not in steps]
-        if distributed.is_first():
+        if processes.is_first():
             for step in removed:
                 moved = self._folder / f"{_REMOVED}{step}"
                 (self._folder / str(step)).rename(moved)
                 shutil.rmtree(moved)
         if removed:
-            distributed.wait_for_all("old steps are removed")
+            processes.wait_for_all("old steps are removed")
             self._manager.reload()
 
     def wait(self) -> None:

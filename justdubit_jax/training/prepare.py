@@ -18,10 +18,10 @@ from justdubit_jax.lora.files import newest_lora
 from justdubit_jax.models.attention import Attend, Execution, attention
 from justdubit_jax.models.transformer import Transformer
 from justdubit_jax.models.transformer_config import CrossTimestep, TransformerConfig
-from justdubit_jax.training import optimizer as optim
+from justdubit_jax.training.optimizer import make_optimizer
 from justdubit_jax.training.settings import Settings
 from justdubit_jax.training.step import State, make_step
-from justdubit_jax.weights import load as weights
+from justdubit_jax.weights.load import abstract_weights
 
 # PEFT's name of a parameter, which learning-rate patterns are searched in.
 _PARAMETER_NAME = "base_model.model.{}.default.weight"
@@ -79,13 +79,13 @@ def prepare_training(
     """
     model, targets = lora.adapted_model(config, run.lora)
     place = functools.partial(sharding.weight, mesh)
-    stored = weights.abstract_weights(model, run.dtype, place, run.quantization)
+    stored = abstract_weights(model, run.dtype, place, run.quantization)
     graphdef, adapters, frozen = lora.split(stored)
     names = {
         path: [_PARAMETER_NAME.format(name) for name in lora.names(path, leaf.shape)]
         for path, leaf in adapters.items()
     }
-    optimizer = optim.make_optimizer(run.optimizer, names)
+    optimizer = make_optimizer(run.optimizer, names)
     state = state_shardings(adapters, optimizer, mesh, mean=run.ema_decay > 0)
     cross_timestep: CrossTimestep = "other" if run.cross_timestep == "other" else "own"
     execution = sharding.execution(mesh, run.remat, attend)

@@ -16,9 +16,9 @@ from justdubit_jax.errors import InputError
 from justdubit_jax.lora.adapters import LoRAConfig
 from justdubit_jax.models.attention import Remat
 from justdubit_jax.models.quant import SCHEMES, Scheme
-from justdubit_jax.training import optimizer as optim
 from justdubit_jax.training import schedules
 from justdubit_jax.training.objective import MaskLoss, SigmaSampling
+from justdubit_jax.training.optimizer import KINDS, OptimizerConfig
 from justdubit_jax.training.values import (
     at_least,
     existing,
@@ -46,7 +46,7 @@ class Settings:
     folders: Mapping[str, str]  # role -> folder below data_root
     mask_loss: MaskLoss | None
     sampling: SigmaSampling
-    optimizer: optim.OptimizerConfig
+    optimizer: OptimizerConfig
     ema_decay: float  # of a running mean of the adapters; 0 is off
     steps: int
     batch_size: int
@@ -197,8 +197,8 @@ def _remat(value: Any) -> Remat:
     return names[value]  # type: ignore[return-value]
 
 
-def _optimizer(optimization: Any) -> optim.OptimizerConfig:
-    kind = one_of(optimization, "optimization.optimizer_type", optim.KINDS)
+def _optimizer(optimization: Any) -> OptimizerConfig:
+    kind = one_of(optimization, "optimization.optimizer_type", KINDS)
     key = "optimization.first_moment_dtype"
     first_moment = one_of(optimization, key, ("float32", "bfloat16"))
     if kind == "adamw8bit" and first_moment != "float32":
@@ -217,7 +217,7 @@ def _optimizer(optimization: Any) -> optim.OptimizerConfig:
         params=dict(pairs(optimization.scheduler_params, "optimization.scheduler_params")),
         warmup_steps=at_least(0, optimization.warmup_steps, "optimization.warmup_steps"),
     )
-    return optim.OptimizerConfig(
+    return OptimizerConfig(
         kind=kind,
         first_moment_dtype=first_moment,
         learning_rate=at_least(0, optimization.learning_rate, "optimization.learning_rate"),

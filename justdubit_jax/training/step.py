@@ -13,7 +13,7 @@ from justdubit_jax.lora.adapters import Adapters
 from justdubit_jax.models.attention import Execution
 from justdubit_jax.models.transformer_config import CrossTimestep
 from justdubit_jax.training import objective
-from justdubit_jax.training import optimizer as optim
+from justdubit_jax.training.optimizer import ema
 from justdubit_jax.training.settings import Settings
 
 
@@ -74,7 +74,7 @@ def make_step(
             gradients, state.moments, state.adapters, step=state.step
         )
         adapters: Any = optax.apply_updates(state.adapters, updates)
-        mean = state.mean and optim.ema(state.mean, adapters, run.ema_decay)
+        mean = state.mean and ema(state.mean, adapters, run.ema_decay)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         changed = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),

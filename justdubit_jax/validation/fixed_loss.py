@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from justdubit_jax.data import samples as data
 from justdubit_jax.data.batch import Batch
-from justdubit_jax.data.samples import Bucket, Sample
+from justdubit_jax.data.samples import Bucket, Sample, read_sample
 from justdubit_jax.devices import processes, sharding
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.transformer_config import CrossTimestep
@@ -76,6 +75,6 @@ class FixedLoss:
 
     def _draw(self, sample: Sample, frames: int) -> tuple[Batch, objective.Draw]:
         """A sample as a batch of one, and its noise."""
-        batch = jax.tree.map(lambda x: jnp.asarray(x)[None], data.read_sample(sample))
+        batch = jax.tree.map(lambda x: jnp.asarray(x)[None], read_sample(sample))
         key = jax.random.key(zlib.crc32(sample.name.encode()))
         return batch, objective.draw(key, batch, self._run.sampling, 0.0, frames)

@@ -9,18 +9,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from justdubit_jax.data import samples as data
+from justdubit_jax.data.samples import Sample
 from justdubit_jax.files import replacing
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.transformer_config import CrossTimestep
 from justdubit_jax.runs.output import read_best
 from justdubit_jax.training.settings import Settings
-from justdubit_jax.validation import fixed_loss as evaluate
+from justdubit_jax.validation.fixed_loss import FixedLoss
 
 
 def split_holdout(
-    samples: Sequence[data.Sample], count: int, seed: int
-) -> tuple[list[data.Sample], list[data.Sample]]:
+    samples: Sequence[Sample], count: int, seed: int
+) -> tuple[list[Sample], list[Sample]]:
     """(for training, held out): the same samples for the same seed and data set."""
     order = np.random.default_rng(seed).permutation(len(samples))
     held = set(order[:count].tolist())
@@ -46,7 +46,7 @@ class Holdout:
         logs: Sequence[Any],
     ):
         self._logs, self._buckets, self._output = logs, buckets, run.output_dir
-        self._loss = evaluate.FixedLoss(run, graphdef, cross_timestep, mesh)
+        self._loss = FixedLoss(run, graphdef, cross_timestep, mesh)
         self._writes = jax.process_index() == 0
         path = self._output / "validation.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []

@@ -4,12 +4,12 @@ import dataclasses
 from fractions import Fraction
 from typing import Any
 
-from justdubit_jax.clips import fit as clips
-from justdubit_jax.clips import read as media
+from justdubit_jax.clips.fit import fit_clip, fit_image
+from justdubit_jax.clips.read import read_audio
 from justdubit_jax.dubbing.job import Encoded, Job, encode_jobs
-from justdubit_jax.latents import text_cache as prompts
 from justdubit_jax.latents.audio import sample_rate
 from justdubit_jax.latents.shapes import Contexts
+from justdubit_jax.latents.text_cache import cached_contexts
 from justdubit_jax.training.settings import Settings
 from justdubit_jax.weights.checkpoint import Checkpoint
 
@@ -41,9 +41,7 @@ def prepare_validation(run: Settings, checkpoint: Checkpoint) -> list[Prepared]:
     guided = any(guidance.cfg != 1 for guidance in v.guidance)
     wanted = [*v.prompts, v.negative_prompt] if guided else list(v.prompts)
     cache = run.output_dir / "contexts"
-    contexts = prompts.cached_contexts(
-        wanted, checkpoint, run.model_path, v.text_encoder_path, cache
-    )
+    contexts = cached_contexts(wanted, checkpoint, run.model_path, v.text_encoder_path, cache)
     negative = contexts[v.negative_prompt] if guided else None
     encoded = encode_jobs(checkpoint, jobs)
     return [
@@ -59,10 +57,10 @@ def read_job(run: Settings, checkpoint: Checkpoint, index: int) -> Job:
     count = v.frames
     if v.reference_videos:
         path = v.reference_videos[index]
-        clip = clips.fit_clip(path, v.frame_rate, v.height, v.width, v.frames)
+        clip = fit_clip(path, v.frame_rate, v.height, v.width, v.frames)
         frames, count = clip.frames, len(clip.frames)
         seconds = Fraction(count) / v.frame_rate
-        sound = media.read_audio(path, sample_rate(checkpoint), seconds)
+        sound = read_audio(path, sample_rate(checkpoint), seconds)
     if v.images:
-        image = clips.fit_image(v.images[index], v.height, v.width)
+        image = fit_image(v.images[index], v.height, v.width)
     return Job(count, v.height, v.width, v.frame_rate, frames, sound, image)

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from justdubit_jax.data import samples as data
+from justdubit_jax.data.samples import Sample, make_buckets
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
-from justdubit_jax.runs import display as report
+from justdubit_jax.runs.display import Display
 from justdubit_jax.runs.metrics import Metrics
 from justdubit_jax.runs.output import is_due
 from justdubit_jax.training.prepare import Training
@@ -27,9 +27,9 @@ class Rounds:
         training: Training,
         checkpoint: Checkpoint,
         prepared: Sequence[Prepared],
-        held_out: Sequence[data.Sample],
+        held_out: Sequence[Sample],
         first_step: int,
-        display: report.Display,
+        display: Display,
         metrics: Metrics,
         logs: Sequence[Any],
     ):
@@ -52,7 +52,7 @@ class Rounds:
                 interrupted=lambda: self.interrupted(),
             )
         if held_out:
-            buckets = data.make_buckets(held_out)
+            buckets = make_buckets(held_out)
             self._holdout = Holdout(training.run, graphdef, buckets, rule, mesh, first_step, logs)
 
     def catch_up(self, adapters: lora.Adapters, frozen: Any) -> None:

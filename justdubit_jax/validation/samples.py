@@ -23,7 +23,7 @@ from justdubit_jax.dubbing.job import Job, decode_samples
 from justdubit_jax.latents.audio import audio_latent_shape
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.transformer_config import CrossTimestep, TransformerConfig
-from justdubit_jax.runs import display as report
+from justdubit_jax.runs.display import Display, Report
 from justdubit_jax.sampling.guidance import SamplingSettings
 from justdubit_jax.training.settings import Settings
 from justdubit_jax.validation.prepare import Prepared
@@ -70,7 +70,7 @@ class Sampler:
         prepared: Sequence[Prepared],
         cross_timestep: CrossTimestep,
         mesh: Mesh,
-        display: report.Display,
+        display: Display,
         logs: Sequence[Any],
         interrupted: Callable[[], bool] = lambda: False,
     ):
@@ -110,7 +110,7 @@ class Sampler:
             return self._decode(step, sampled, say)
 
     def _sample(
-        self, batch: Sequence[Turn], adapters: Any, frozen: Any, say: report.Report
+        self, batch: Sequence[Turn], adapters: Any, frozen: Any, say: Report
     ) -> list[tuple[Turn, Any]] | None:
         """The latents of this process's turns of the batch; None if interrupted."""
         steps, own = self._run.validation.steps, processes.share(self._mesh, batch)
@@ -148,9 +148,7 @@ class Sampler:
         chosen = dataclasses.replace(self._settings, batched=batched)
         return sample.sampler(self._graphdef, chosen, sharding.batch(self._mesh))
 
-    def _decode(
-        self, step: int, sampled: Sequence[tuple[Turn, Any]], say: report.Report
-    ) -> list[Path]:
+    def _decode(self, step: int, sampled: Sequence[tuple[Turn, Any]], say: Report) -> list[Path]:
         """Write the samples; after one that fails the decoders start again."""
         written, decoded = [], None
         for index, (turn, _) in enumerate(sampled):

@@ -20,14 +20,14 @@ from justdubit_jax.models.video_vae import (
 )
 from justdubit_jax.models.vocoder import Vocoder, VocoderConfig
 from justdubit_jax.weights import keys
-from justdubit_jax.weights import load as weights
 from justdubit_jax.weights.checkpoint import Checkpoint, Shapes
 from justdubit_jax.weights.keys import Part
+from justdubit_jax.weights.load import load_weights
 
 
 def load_part(checkpoint: Checkpoint, part: keys.Part, dtype: DTypeLike) -> Any:
     model = build_part(part, checkpoint.config, checkpoint.shapes)
-    return weights.load_weights(checkpoint, part, model, dtype)
+    return load_weights(checkpoint, part, model, dtype)
 
 
 def build_part(part: Part, config: dict[str, Any], shapes: Shapes) -> Any:
