@@ -4,31 +4,18 @@
 """
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import pytest
 from filelock import FileLock
+from helpers.commands import COMPILE_FAST, run_module
 
-# The tests compile much and compute little. Read when the first array is made.
-COMPILE_FAST = "--xla_backend_optimization_level=0"
+# Read when the first array is made.
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {COMPILE_FAST}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_default_matmul_precision", "highest")
-
-
-def run_module(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """`python -m MODULE ...` on one device, as in a shell."""
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        env=os.environ | {"XLA_FLAGS": COMPILE_FAST},
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

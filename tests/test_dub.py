@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from conftest import run_module
+from helpers.commands import run_module
 from safetensors.numpy import load_file, save_file
 
 from justdubit_jax import dub

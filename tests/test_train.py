@@ -5,68 +5,24 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import run_module
 from flax import nnx
-from ml_collections import ConfigDict
+from helpers.commands import REPO, run_module
+from helpers.toy import config, export, one_step
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from justdubit_jax import cli, train
-from justdubit_jax.data.batches import Batches
-from justdubit_jax.data.samples import read_sample
+from justdubit_jax import train
 from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.layers import Frozen
-from justdubit_jax.planning.memory import compile_step
 from justdubit_jax.training import settings
-from justdubit_jax.training.prepare import first_state, prepare_training
 from justdubit_jax.weights.checkpoint import open_checkpoint
-
-REPO = Path(__file__).parents[1]
-
-
-def config(demo: Path, output: Path, *more: str) -> ConfigDict:
-    return cli.parse_config(
-        [
-            "train",
-            *("--config", str(REPO / "configs/demo.py"), f"--config.output_dir={output}"),
-            f"--config.model.model_path={demo / 'assets/ltx-2-tiny.safetensors'}",
-            f"--config.data.preprocessed_data_root={demo / 'dataset/.precomputed'}",
-            "--config.mesh.data=1",  # one of the eight devices, where a test does not say
-            *more,
-        ]
-    )
-
-
-def one_step(demo, tmp_path, data_axis: int, fsdp: int, batch_size: int, *more: str):
-    """Loss terms, first moments and updated adapters after one step on eight samples."""
-    mesh_flags = (f"--config.mesh.data={data_axis}", f"--config.mesh.fsdp={fsdp}", *more)
-    run = settings.read(
-        config(demo, tmp_path, *mesh_flags, f"--config.optimization.batch_size={batch_size}")
-    )
-    mesh = sharding.make_mesh(*run.mesh)
-    source = open_checkpoint(run.model_path)
-    training = prepare_training(run, source.config, mesh)
-    frozen = train.load_base(training, source)
-    for want, leaf in zip(jax.tree.leaves(training.frozen), jax.tree.leaves(frozen), strict=True):
-        assert (leaf.shape, leaf.dtype, leaf.sharding) == (want.shape, want.dtype, want.sharding)
-    before = jax.tree.map(np.array, frozen)
-    state = first_state(training)
-    buckets, _ = train.read_data(run)
-    per_step = run.accumulation * batch_size * mesh.size
-    bucket, _, batch = next(Batches(buckets, per_step, 0, 0))
-    program = compile_step(training, read_sample(bucket.samples[0]), bucket.grid)
-    state, metrics = program.run(state, frozen, train.spread(training, batch))
-    jax.tree.map(np.testing.assert_array_equal, before, frozen)
-    return jax.tree.map(float, metrics), state.moments[1].mu, state.adapters
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +68,6 @@ def finished(demo, tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "out"
     train.main(config(demo, output, *SHORT, "--config.lora.dropout=0.1"))
     return output
-
-
-def export(output: Path, step: int) -> dict[str, np.ndarray]:
-    return load_file(lora_files.export_path(output, step))
 
 
 def test_continuing_is_bit_equal_to_not_stopping(demo, finished, tmp_path):

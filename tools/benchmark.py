@@ -17,9 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import benchmark_parts
-import benchmark_step
 import jax
+from benchmarks import parts, step
 from rich.console import Console
 from rich.table import Table
 
@@ -27,15 +26,15 @@ from justdubit_jax import cli
 from justdubit_jax.files import replacing
 
 PARTS = {
-    "step": (benchmark_step.add_arguments, benchmark_step.main, "one training step"),
-    "load": (benchmark_parts.add_load_arguments, benchmark_parts.load, "reading a checkpoint"),
-    "encode": (benchmark_parts.add_clip_arguments, benchmark_parts.encode, "a clip to latents"),
+    "step": (step.add_arguments, step.main, "one training step"),
+    "load": (parts.add_load_arguments, parts.load, "reading a checkpoint"),
+    "encode": (parts.add_clip_arguments, parts.encode, "a clip to latents"),
     "sample": (
-        benchmark_parts.add_sample_arguments,
-        benchmark_parts.sample_steps,
+        parts.add_sample_arguments,
+        parts.sample_steps,
         "a denoising step",
     ),
-    "decode": (benchmark_parts.add_decode_arguments, benchmark_parts.decode, "latents to an mp4"),
+    "decode": (parts.add_decode_arguments, parts.decode, "latents to an mp4"),
 }
 
 

@@ -12,7 +12,7 @@ Exit code 0: every error is within its limit. 1: one is not, or a file could not
 others still are). 2: bad input. With --out, DIR/FILE.safetensors holds what was computed, under
 the names, shapes and types of the expectations.
 
-To support another list of tensors, write its functions in parity_cases.py, give new kinds a limit
+To support another list of tensors, write its functions in parity/cases.py, give new kinds a limit
 in LIMITS, and enter the list in SUPPORTED.
 """
 
@@ -28,8 +28,8 @@ from typing import NamedTuple, NoReturn
 
 import jax
 import numpy as np
-from parity_cases import CASES, learning_rates
-from parity_golden import Golden, Tensors
+from parity.cases import CASES, learning_rates
+from parity.golden import Golden, Tensors
 
 from justdubit_jax import cli
 from justdubit_jax.errors import InputError

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 from justdubit_jax.errors import InputError
-from justdubit_jax.planning.memory import Memory, Plan
-from justdubit_jax.planning.show import gb
+from justdubit_jax.planning.memory import Memory, Plan, gb
 from justdubit_jax.training.settings import Settings
 
 

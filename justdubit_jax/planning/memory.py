@@ -185,3 +185,8 @@ def _bytes_here(tree: Any) -> int:
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
+
+
+def gb(count: float) -> str:
+    """In GB, 1e9 bytes; a toy's in MB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -12,13 +12,8 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from justdubit_jax.planning.advice import advice
-from justdubit_jax.planning.memory import Memory, Plan
+from justdubit_jax.planning.memory import Memory, Plan, gb
 from justdubit_jax.training.prepare import Training
-
-
-def gb(count: float) -> str:
-    """In GB, 1e9 bytes; a toy's in MB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def summary(plan: Plan, limit: int | None) -> str:

@@ -1,0 +1,55 @@
+"""The golden transformer of two blocks, and what goes into it."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from helpers.golden import golden_checkpoint, load_golden
+
+from justdubit_jax.models.transformer import Modality
+from justdubit_jax.weights import keys
+from justdubit_jax.weights.load import load_weights
+from justdubit_jax.weights.parts import build_part
+
+# 30 x the reference's own float32 error, at least 2e-5 (the golden vectors' README).
+LIMIT = 2e-5
+
+# 30 x the reference's own float32 error, at least 2e-5 (the golden vectors' README).
+LIMIT = 2e-5
+
+
+@functools.cache
+def model():
+    checkpoint = golden_checkpoint("transformer_19b")
+    abstract = build_part(keys.TRANSFORMER, checkpoint.config, checkpoint.shapes)
+    return load_weights(checkpoint, keys.TRANSFORMER, abstract, jnp.float32)
+
+
+run = nnx.jit(
+    lambda model, *modalities, **options: model(*modalities, **options),
+    static_argnames=("cross_timestep", "isolated", "execution"),
+)
+
+
+@functools.cache
+def inputs(text_mask: bool = True):
+    tensors, _ = load_golden("transformer_19b")
+
+    def modality(name: str) -> Modality:
+        x = {k.partition(f"input.{name}.")[2]: v for k, v in tensors.items()}
+        lengths = x["context_mask"].sum(1).astype(np.int32)
+        references = int((x["target"] == 0).sum())
+        return Modality(
+            latents=jnp.asarray(x["latent"]),
+            positions=jnp.asarray(x["positions"]),
+            context=jnp.asarray(x["context"]),
+            sigma=jnp.asarray(x["sigma"]),
+            clean=jnp.full(len(lengths), references, jnp.int32),
+            context_len=jnp.asarray(lengths) if text_mask else None,
+        )
+
+    return modality("video"), modality("audio")
+
+
+REFERENCES = (12, 5)

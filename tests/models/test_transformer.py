@@ -1,0 +1,129 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers.golden import error, golden_checkpoint, load_golden
+from helpers.transformer import LIMIT, REFERENCES, inputs, model, run
+
+from justdubit_jax.errors import InputError
+from justdubit_jax.models.attention import Attention, Execution
+from justdubit_jax.models.block import Skip, cross_attention
+from justdubit_jax.models.transformer import Transformer
+from justdubit_jax.models.transformer_config import TransformerConfig
+from justdubit_jax.weights import keys
+from justdubit_jax.weights.load import load_weights, parameters
+from justdubit_jax.weights.parts import build_part
+
+
+@pytest.mark.parametrize(
+    ("file", "case", "options"),
+    [
+        ("transformer_19b", "", {"cross_timestep": "other"}),
+        ("transformer_19b", "per_token_cross.", {"cross_timestep": "own"}),
+        ("transformer_19b", "no_text_mask.", {"cross_timestep": "other"}),
+        ("cross_mask_19b", "", {"cross_timestep": "other", "isolated": REFERENCES}),
+        ("cross_mask_19b", "per_token_cross.", {"cross_timestep": "own", "isolated": REFERENCES}),
+    ],
+)
+def test_velocities_equal_the_reference(file, case, options):
+    tensors, _ = load_golden(file)
+    video, audio = run(model(), *inputs(case != "no_text_mask."), **options)
+    assert error(video, tensors[f"expect.{case}video_velocity"]) < LIMIT
+    assert error(audio, tensors[f"expect.{case}audio_velocity"]) < LIMIT
+
+
+def test_remat_changes_nothing():
+    plain = run(model(), *inputs(), cross_timestep="own")
+    remat = run(model(), *inputs(), cross_timestep="own", execution=Execution("full"))
+    jax.tree.map(np.testing.assert_array_equal, plain, remat)
+
+
+def skip(**which) -> Skip:
+    """Flags [layers, samples], of which those named are set."""
+    none = jnp.zeros((model().config.layers, 2), bool)
+    return Skip(
+        *(none.at[which[name]].set(True) if name in which else none for name in Skip._fields)
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "which"),
+    [
+        ("stg", {"video_self": (1, 0), "audio_self": (1, 0)}),  # block 1 of sample 0
+        ("isolated", {"audio_to_video": ..., "video_to_audio": ...}),
+    ],
+)
+def test_skipped_attention_equals_the_reference(case, which):
+    tensors, _ = load_golden("transformer_19b")
+    video, audio = run(model(), *inputs(), cross_timestep="other", skip=skip(**which))
+    assert error(video, tensors[f"expect.{case}.video_velocity"]) < LIMIT
+    assert error(audio, tensors[f"expect.{case}.audio_velocity"]) < LIMIT
+
+
+def test_training_has_no_flags_to_skip_by():
+    """Without `skip` the scan over the blocks takes no flags, and nothing is selected by them."""
+
+    def equations(**options):
+        call = functools.partial(model(), cross_timestep="own", **options)
+        scans = [e for e in jax.make_jaxpr(call)(*inputs()).eqns if e.primitive.name == "scan"]
+        return [e.primitive.name for e in scans[0].params["jaxpr"].eqns], scans[0].invars
+
+    (plain, inputs_of_plain), (flagged, inputs_of_flagged) = equations(), equations(skip=skip())
+    assert len(inputs_of_plain) == len(inputs_of_flagged) - len(Skip._fields)
+    assert plain == equations(skip=None)[0] and len(plain) < len(flagged)
+    want = run(model(), *inputs(), cross_timestep="own")
+    got = run(model(), *inputs(), cross_timestep="own", skip=skip())
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_isolated_tokens_take_no_part_in_the_attention_between_modalities():
+    attn = Attention(8, 6, 2, 4)
+    for i, (_, weight) in enumerate(nnx.to_flat_state(nnx.state(attn))):
+        weight.set_value(jax.random.normal(jax.random.key(i), weight.shape))
+    key = jax.random.key(0)
+    x, context = jax.random.normal(key, (1, 7, 8)), jax.random.normal(key, (1, 5, 6))
+    angles = jnp.zeros((1, 7, 2, 2)), jnp.zeros((1, 5, 2, 2))
+    sides = [
+        ((jnp.cos(angle), jnp.sin(angle)), skip) for angle, skip in zip(angles, (3, 2), strict=True)
+    ]
+    out = cross_attention(attn, x, context, *sides)
+    np.testing.assert_array_equal(out[:, :3], jnp.broadcast_to(attn.to_out[0].bias[...], (1, 3, 8)))
+    gradient = jax.grad(lambda c: jnp.sum(cross_attention(attn, x, c, *sides) ** 2))(context)
+    assert (gradient[:, :2] == 0).all() and (gradient[:, 2:] != 0).any()
+
+
+def test_bfloat16_is_close_to_float32():
+    checkpoint = golden_checkpoint("transformer_19b")
+    abstract = build_part(keys.TRANSFORMER, checkpoint.config, checkpoint.shapes)
+    half = load_weights(checkpoint, keys.TRANSFORMER, abstract, jnp.bfloat16)
+    video, audio = (m._replace(latents=m.latents.astype(jnp.bfloat16)) for m in inputs())
+    got = run(half, video, audio, cross_timestep="own")
+    want = run(model(), *inputs(), cross_timestep="own")
+    for g, w in zip(got, want, strict=True):
+        assert g.dtype == jnp.bfloat16
+        assert error(g.astype(jnp.float32), w) < 0.05  # 8 bits of mantissa, two blocks
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope_type", "interleaved"),
+        ("frequencies_precision", "float32"),
+        ("apply_gated_attention", True),
+        ("cross_attention_dim", 41),
+    ],
+)
+def test_unsupported_checkpoints_are_refused_by_key(key, value):
+    config = golden_checkpoint("transformer_19b").config
+    changed = {"transformer": {**config["transformer"], key: value}}
+    with pytest.raises(InputError, match=f"transformer.{key}"):
+        TransformerConfig.from_metadata(changed)
+
+
+def test_blocks_are_one_stacked_module():
+    abstract = nnx.eval_shape(lambda: Transformer(model().config))
+    stacked = {p: v.shape for p, v in parameters(abstract).items() if "blocks" in p}
+    assert stacked and all(shape[0] == model().config.layers for shape in stacked.values())

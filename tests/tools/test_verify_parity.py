@@ -1,0 +1,91 @@
+"""The parity tool as a user runs it: its table, its files, its exit codes."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.golden import FOLDER
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+TOOL = Path(__file__).parents[2] / "tools" / "verify_parity.py"
+
+
+def verify(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, TOOL, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def rewrite(source: str, path: Path, changed: dict[str, np.ndarray]) -> None:
+    """Copy a golden file with some of its tensors replaced."""
+    source_path = FOLDER / f"{source}.safetensors"
+    with safe_open(source_path, framework="numpy") as file:
+        metadata = file.metadata()
+    save_file(load_file(source_path) | changed, path, metadata=metadata)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two files in order, one under another name; one expectation off by 1e-3; two bad ones."""
+    folder = tmp_path_factory.mktemp("golden")
+    shutil.copy(FOLDER / "tokens.safetensors", folder)
+    shutil.copy(FOLDER / "audio_mel.safetensors", folder / "waveforms.safetensors")
+    vocoder = load_file(FOLDER / "vocoder_20.safetensors")["expect.waveform_odd"].copy()
+    vocoder[0, 1, 5] += 1e-3 * np.abs(vocoder).max()
+    rewrite("vocoder_20", folder / "vocoder_20_b.safetensors", {"expect.waveform_odd": vocoder})
+    target = load_file(FOLDER / "transformer_19b.safetensors")["input.video.target"]
+    rolled = {"input.video.target": np.roll(target, 1)}
+    rewrite("transformer_19b", folder / "transformer_19b.safetensors", rolled)
+    (folder / "broken.safetensors").write_bytes(b"not a safetensors file")
+    return folder
+
+
+def test_a_folder_with_good_and_bad_files(folder, tmp_path):
+    result = verify(folder, "--out", tmp_path)
+    assert result.returncode == 1, result.stderr
+    verdicts = {
+        words[0]: " ".join(words[3:])
+        for line in result.stdout.splitlines()
+        if len(words := line.split()) > 3
+    }
+    assert verdicts["log_mel_16k"] == verdicts["video_tokens"] == verdicts["waveform"] == "ok"
+    assert verdicts["waveform_odd"] == "FAIL"
+    failed = [line for line in result.stdout.splitlines() if line.startswith("  FAIL: ")]
+    assert len(failed) == 2
+    assert "not a readable golden file" in failed[0]
+    assert "input.video.target is not contiguous" in failed[1]
+    assert "3 FAIL" in result.stdout.splitlines()[-1]
+
+    for name in ("tokens", "waveforms", "vocoder_20_b"):
+        got = load_file(tmp_path / f"{name}.safetensors")
+        want = load_file(folder / f"{name}.safetensors")
+        assert got
+        for key, tensor in got.items():
+            assert key.startswith("expect.")
+            assert (tensor.shape, tensor.dtype) == (want[key].shape, want[key].dtype)
+            np.testing.assert_allclose(tensor, want[key], rtol=0, atol=2e-3 * abs(want[key]).max())
+
+
+def test_one_good_file(folder):
+    result = verify(folder, "--only", "tokens")
+    assert result.returncode == 0, result.stderr
+    assert "rope.split.pad1.cos" in result.stdout
+    assert "waveform" not in result.stdout
+    assert result.stdout.splitlines()[-1].endswith(" ok")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([FOLDER, "--only", "nothing"], "no file nothing.safetensors"),
+        ([FOLDER, "--wrong"], "unrecognized arguments: --wrong"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, reason):
+    result = verify(*arguments)
+    assert result.returncode == 2
+    assert reason in result.stderr
+    assert len(result.stderr.splitlines()) == 1

@@ -1,0 +1,202 @@
+"""The training step on random weights and a random batch, and the torch trainer's beside it."""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+from benchmarks import size as sizes
+from benchmarks.size import REPO, Size
+
+from justdubit_jax.devices import sharding
+from justdubit_jax.errors import InputError
+from justdubit_jax.lora import adapters as lora
+from justdubit_jax.models.transformer_config import TransformerConfig
+from justdubit_jax.planning import flops
+from justdubit_jax.training.optimizer import KINDS
+from justdubit_jax.training.prepare import first_state, prepare_training
+from justdubit_jax.weights import keys
+from justdubit_jax.weights.load import random_weights
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    sizes.add_arguments(parser)
+    add = parser.add_argument
+    add("--remat", choices=tuple(_REMAT), default="full", help="what the backward pass recomputes")
+    add("--quantization", help="of the frozen weights: int8, fp8, nf4")
+    add("--optimizer", choices=KINDS, default="adamw")
+    add("--peer", choices=("torch",), help="the torch trainer's step too, in turns with ours")
+    add("--peer-python", default=sys.executable, help="an interpreter with ltx-core and peft")
+
+
+# --remat -> optimization.enable_gradient_checkpointing
+_REMAT = {"full": True, "none": False, "attention": "attention", "offload": "offload"}
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Time our step, and the peer's in turns with it. Only one computes at a time."""
+    if args.peer:  # the card is shared; this is read when the first array is made
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    size = sizes.read_size(args)
+    with contextlib.ExitStack() as stack:
+        remat = args.remat != "none"
+        peer = stack.enter_context(Peer(args.peer_python, size, remat)) if args.peer else None
+        ours_step = Step(size, args)
+        turns = [ours_step.run] + ([peer.run] if peer else [])
+        for run in 2 * turns:  # not timed: first runs allocate, and choose among algorithms
+            run()
+        times = [[run() for run in turns] for _ in range(args.runs)]
+    ours, *theirs = (statistics.median(column) for column in zip(*times, strict=True))
+    work = flops.step_flops(
+        TransformerConfig.from_metadata(size.config),
+        size.counts,
+        rank=size.rank,
+        targets=ours_step.settings.lora.target_modules,
+        remat=remat,
+        isolated=size.isolate,
+    )
+    rate = size.batch * work.model / ours
+    peak = flops.peak_flops(jax.devices()[0].device_kind)
+    memory, source = ours_step.memory()
+    result = {
+        "size": dataclasses.asdict(size),
+        "remat": args.remat,
+        "quantization": ours_step.settings.quantization,
+        "optimizer": args.optimizer,
+        "compile_seconds": ours_step.compile_seconds,
+        "step_seconds": ours,
+        "step_seconds_all": [row[0] for row in times],
+        "model_tflop": size.batch * work.model / 1e12,
+        "tflop_with_recompute": size.batch * work.total / 1e12,
+        "tflop_per_second": rate / 1e12,
+        "mfu": rate / peak if peak else None,
+        "peak_memory_gb": memory / 1e9,
+        "peak_memory_source": source,
+        "loss": ours_step.loss,
+    }
+    if peer:
+        result |= {
+            "peer": peer.about,
+            "peer_step_seconds": theirs[0],
+            "peer_step_seconds_all": [row[1] for row in times],
+            "peer_peak_memory_gb": peer.peak_bytes / 1e9,
+            "ours_over_peer": ours / theirs[0],
+        }
+    return result
+
+
+class Step:
+    """The jitted step that training runs, compiled for a size, with its state and a batch."""
+
+    def __init__(self, size: Size, args: argparse.Namespace):
+        keys_given = {
+            "optimization.enable_gradient_checkpointing": _REMAT[args.remat],
+            "optimization.optimizer_type": args.optimizer,
+            "acceleration.quantization": args.quantization,
+        }
+        self.settings = run = size.settings(keys_given)
+        mesh = sharding.make_mesh(*run.mesh)
+        training = prepare_training(run, size.config, mesh)
+        place = functools.partial(sharding.weight, mesh)
+        model = random_weights(
+            keys.TRANSFORMER,
+            training.model,
+            jax.random.key(0),
+            run.dtype,
+            place,
+            run.quantization,
+        )
+        self._frozen = lora.split(model)[2]
+        self._state = first_state(training)
+        batch = sizes.random_batch(size)
+        self._batch = jax.tree.map(
+            lambda x: jax.device_put(x[None], sharding.micro_batches(mesh)), batch
+        )
+        jax.block_until_ready((self._state, self._frozen, self._batch))
+        start = time.perf_counter()
+        sample = jax.tree.map(lambda x: x[0], batch)
+        self._step = training.lower(sample, size.grid).compile()
+        self.compile_seconds = time.perf_counter() - start
+        self.loss = float("nan")
+
+    def run(self) -> float:
+        """Seconds of one step, until all of its results are there."""
+        start = time.perf_counter()
+        self._state, metrics = self._step(self._state, self._frozen, self._batch)
+        jax.block_until_ready((self._state, metrics))
+        seconds = time.perf_counter() - start
+        self.loss = float(metrics["loss"])
+        return seconds
+
+    def memory(self) -> tuple[float, str]:
+        """Peak bytes and who says so: the device, XLA's plan of the step, or the process."""
+        if (peak := sizes.device_peak()) is not None:
+            return peak, "device"
+        plan: Any = self._step.memory_analysis()
+        if plan:
+            arguments = plan.argument_size_in_bytes + plan.output_size_in_bytes
+            return arguments - plan.alias_size_in_bytes + plan.temp_size_in_bytes, "XLA's plan"
+        return sizes.peak_resident(), "resident memory"
+
+
+class Peer:
+    """torch_peer.py in a process of its own, which computes only when it is asked to."""
+
+    def __init__(self, python: str, size: Size, remat: bool):
+        self._python = python
+        try:
+            self._process = subprocess.Popen(
+                [python, str(REPO / "tools/benchmarks/torch_peer.py")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        except OSError as error:
+            raise InputError(f"--peer-python {python}: {error.strerror}") from None
+        names, positions = ("video", "audio"), size.positions
+        request = dataclasses.asdict(size) | {
+            "config": size.config,
+            "targets": list(size.settings().lora.target_modules),
+            "remat": remat,
+            "device": "cuda" if jax.default_backend() == "gpu" else "cpu",
+            "threads": len(os.sched_getaffinity(0)),
+            "positions": {n: p.tolist() for n, p in zip(names, positions, strict=True)},
+        }
+        self.about = self._ask(request)
+        self.peak_bytes = 0
+
+    def run(self) -> float:
+        """Seconds of one step."""
+        answer = self._ask({})
+        self.peak_bytes = answer["peak_bytes"]
+        return answer["seconds"]
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # one that has ended says why
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        line = process.stdout.readline()
+        answer = json.loads(line) if line else {"error": "it ended without an answer"}
+        if "error" in answer:
+            process.wait()
+            raise InputError(f"--peer-python {self._python}: {answer['error']}")
+        return answer

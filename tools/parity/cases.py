@@ -1,0 +1,366 @@
+"""What verify_parity.py computes: one function for each kind of golden file, in CASES.
+
+A function takes a golden file and the names of its wanted tensors (both without `expect.`) and
+returns at least those that it can make, computed with the project's own loader, modules and
+functions. Sizes and settings come from the file; none is written here.
+"""
+
+import functools
+import re
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from parity.golden import (
+    Golden,
+    Tensors,
+    context_len,
+    lengths,
+    load,
+    load_transformer,
+    modality,
+    read,
+    references,
+)
+from parity.sampling import denoising, schedule_and_steps, skip_of
+
+from justdubit_jax.data.batch import Batch, Stream
+from justdubit_jax.errors import InputError
+from justdubit_jax.files import save_safetensors
+from justdubit_jax.lora import adapters as lora
+from justdubit_jax.lora import files as lora_files
+from justdubit_jax.models import mel, tokens
+from justdubit_jax.models.attention import frequency_grid, rotary_table
+from justdubit_jax.models.transformer import Modality, Transformer
+from justdubit_jax.training import objective
+from justdubit_jax.training.optimizer import AdamW, OptimizerConfig, base_rates, make_optimizer
+from justdubit_jax.training.schedules import Schedule
+from justdubit_jax.weights import keys
+
+_apply = nnx.jit(lambda model, *args: model(*args))
+_log_mel = jax.jit(mel.log_mel, static_argnums=1)
+_rotary = jax.jit(rotary_table, static_argnums=(1, 3, 4))
+
+
+def audio_mel(golden: Golden, wanted: Collection[str]) -> Tensors:
+    meta = golden.meta
+    config = mel.MelConfig(meta["sample_rate"], meta["n_fft"], meta["hop"], meta["mel_bins"])
+    return {"log_mel_16k": _log_mel(golden.inputs["waveform_16k"], config)}
+
+
+def audio_vae(golden: Golden, wanted: Collection[str]) -> Tensors:
+    mel_config = mel.MelConfig.from_metadata(golden.weights.config)
+    encoder = load(golden, keys.AUDIO_ENCODER)
+    decoder = load(golden, keys.AUDIO_DECODER)
+    found, inputs = {}, golden.inputs
+    for name in wanted:
+        task, _, what = name.partition(".")
+        if task == "encode_waveform":
+            found[name] = _apply(encoder, _log_mel(inputs["waveform_16k"], mel_config))
+        elif task == "encode":
+            found[name] = _apply(encoder, inputs["mel"][:, :, : _length(what)])
+        else:
+            found[name] = _apply(decoder, inputs["latent"][:, :, : _length(what)])
+    return found
+
+
+def _length(name: str) -> int | None:
+    """17 of "f17", 12 of "f12_cropped_to_9"; None, which is everything, of other names."""
+    match = re.match(r"[ft](\d+)", name)
+    return int(match[1]) if match else None
+
+
+def gemma(golden: Golden, wanted: Collection[str]) -> Tensors:
+    model = load(golden, keys.GEMMA)
+    mask = golden.inputs["attention_mask"]
+    states = _apply(model, golden.inputs["input_ids"], mask)
+    return {f"hidden_states.{i}": state * mask[..., None] for i, state in enumerate(states)}
+
+
+def text(golden: Golden, wanted: Collection[str]) -> Tensors:
+    model = load(golden, keys.CONNECTORS)
+    found = {}
+    for prompt in sorted({name.rpartition(".")[0] for name in wanted}):
+        states = np.moveaxis(golden.inputs[f"{prompt}.hidden_states"], -1, 0)
+        mask = golden.inputs[f"{prompt}.attention_mask"]
+        video, audio = _apply(model, states, mask)
+        found |= {f"{prompt}.video_context": video, f"{prompt}.audio_context": audio}
+        found[f"{prompt}.mask"] = np.ones_like(mask)  # registers fill the padding
+    return found
+
+
+def video_vae(golden: Golden, wanted: Collection[str]) -> Tensors:
+    encoder = load(golden, keys.VIDEO_ENCODER)
+    decoder = load(golden, keys.VIDEO_DECODER)
+    inputs = golden.inputs
+
+    @functools.cache
+    def decode(latent: str, frames: int | None) -> np.ndarray:
+        return np.asarray(_apply(decoder, inputs[latent][:, :, :frames]))
+
+    found = {}
+    for name in wanted:
+        task, _, what = name.partition(".")
+        untiled = task.startswith("untiled")
+        if task.endswith("encode"):
+            video = inputs["tiled_space_video" if what == "space" else "video"]
+            found[name] = _apply(encoder, video[:, :, : _length(what)])
+            continue
+        video = decode("tiled_latent" if untiled else "latent", _length(what))
+        if what == "grid":
+            stride = golden.meta["stride"] * (2 if untiled else 1)
+            found[name] = video[..., 1::stride, 2::stride]
+        elif what == "statistics":
+            x = video.astype(np.float64)
+            found[name] = np.array([x.mean(), x.std(), np.abs(x).mean(), x.min(), x.max()])
+        else:
+            found[name] = video
+    return found
+
+
+def vocoder(golden: Golden, wanted: Collection[str]) -> Tensors:
+    model = load(golden, keys.VOCODER)
+    return {name: _apply(model, golden.inputs[name.replace("waveform", "mel")]) for name in wanted}
+
+
+def token_layout(golden: Golden, wanted: Collection[str]) -> Tensors:
+    meta, inputs = golden.meta, golden.inputs
+    video, audio = inputs["video_latent"], inputs["audio_latent"]
+    rates = dict(zip(meta["fps_names"], meta["shapes"]["fps"], strict=True))
+    # Lengths are counted in doubles, but input.pixel_fps and input.durations are float32.
+    doubles = {float(np.float32(fps)): fps for fps in rates.values()}
+    frames, fps = inputs["pixel_frames"].tolist(), inputs["pixel_fps"].tolist()
+    seconds = [n / doubles.get(rate, rate) for n, rate in zip(frames, fps, strict=True)]
+    counts = inputs["sequence_lengths"].tolist()
+    draws = zip(inputs["normal_samples"], counts, strict=True)
+    audio_positions = tokens.audio_positions(audio.shape[2])
+    positions = {name: tokens.video_positions(video.shape[2:], r) for name, r in rates.items()}
+    found = {
+        "video_tokens": tokens.video_tokens(video),
+        "audio_tokens": tokens.audio_tokens(audio),
+        "audio_positions": np.tile(audio_positions, (len(audio), 1, 1, 1)),
+        "audio_latent_frames": [tokens.audio_latent_frames(s) for s in meta["durations"]],
+        "audio_latent_frames_of_video": [tokens.audio_latent_frames(s) for s in seconds],
+        "video_latent_frames": [tokens.video_latent_frames(n) for n in frames],
+        "logit_normal_shift": [objective.logit_shift(n) for n in counts],
+        "logit_normal_timesteps": [objective.shifted_logit_normal(x, n) for x, n in draws],
+    }
+    for name, bounds in positions.items():
+        found[f"video_positions.{name}"] = np.tile(bounds, (len(video), 1, 1, 1))
+    middle = positions[meta["fps_names"][1]].mean(-1)[None]
+    for name in wanted:
+        if name.startswith("rope."):
+            _, heads, _, half = golden.expect[name].shape
+            width, max_pos = 2 * heads * half, (20.0, 2048.0, 2048.0)
+            table = _rotary(middle, max_pos, frequency_grid(10000.0, 3, width), width, heads)
+            found[name] = table[name.endswith(".sin")].swapaxes(1, 2)
+    found |= schedule_and_steps(golden, wanted)
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+def transformer(golden: Golden, wanted: Collection[str]) -> Tensors:
+    return _velocities(golden, wanted, load_transformer(golden))
+
+
+def cross_mask(golden: Golden, wanted: Collection[str]) -> Tensors:
+    return _velocities(golden, wanted, load_transformer(golden), isolate=True)
+
+
+def lora_forward(golden: Golden, wanted: Collection[str]) -> Tensors:
+    graphdef, shapes, frozen = lora.split(load_transformer(golden, adapted=True))
+    adapters = lora_files.read_file(golden.beside("adapter_file"), shapes)
+    return _velocities(golden, wanted, lora.merge(graphdef, adapters, frozen))
+
+
+def _velocities(
+    golden: Golden, wanted: Collection[str], model: Any, isolate: bool = False
+) -> Tensors:
+    """Velocities of both modalities in every variant that is named before them."""
+    found = {}
+    isolated = references(golden, "video"), references(golden, "audio")
+    batch = len(golden.inputs["video.latent"])
+    for variant in sorted({name.removesuffix(name.split(".")[-1]) for name in wanted}):
+        text_mask = variant != "no_text_mask."
+        video, audio = _forward(
+            model,
+            modality(golden, "video", text_mask),
+            modality(golden, "audio", text_mask),
+            cross_timestep="own" if variant == "per_token_cross." else "other",
+            isolated=isolated if isolate or variant == "cross_mask." else (0, 0),
+            skip=skip_of(variant, model.config.layers, batch),
+        )
+        found |= {f"{variant}video_velocity": video, f"{variant}audio_velocity": audio}
+    return found
+
+
+@functools.partial(nnx.jit, static_argnames=("cross_timestep", "isolated"))
+def _forward(model: Transformer, video: Modality, audio: Modality, **options: Any) -> Any:
+    return model(video, audio, **options)
+
+
+def train(golden: Golden, wanted: Collection[str]) -> Tensors:
+    """Losses at the start, under both rules of the audio-video modulation; then the steps."""
+    graphdef, shapes, frozen = lora.split(load_transformer(golden, adapted=True))
+    device = jax.devices()[0]
+    adapters: Any = jax.device_put(_start(golden, shapes), device)
+    tx, schedule = _optimizer(golden, shapes)
+    moments = jax.device_put(tx.init(adapters), device)
+    evaluate, update = _make_step(golden, graphdef, tx)
+    draws, found = _draws(golden), {}
+
+    for name in sorted({name.rpartition(".")[0] for name in wanted if name[:8] == "at_start"}):
+        step, masked = _AT_START[name.split(".")[-1]]
+        rule = "own" if "per_token_cross" in name else "other"
+        mask_weights = _mask_weights(golden, masked)
+        _, (terms, _) = evaluate(adapters, frozen, draws[step], mask_weights, rule)
+        found |= {f"{name}.{term}": value for term, value in terms.items()}
+
+    rates = [golden.meta["lr"], *dict.fromkeys(group["lr"] for group in golden.meta["lr_groups"])]
+    for i, draw in enumerate(draws):
+        mask_weights = _mask_weights(golden, golden.inputs["use_face_mask"][i])
+        gradients, (terms, seen) = evaluate(adapters, frozen, draw, mask_weights, "other")
+        adapters, moments, norm = update(gradients, moments, adapters, i)
+        values = {**terms, **seen, "grad_norm": norm}
+        values["lr"] = np.array([schedule(rate, i) for rate in rates])
+        values |= {f"grad.{key}": x for key, x in _file_tensors(gradients).items()}
+        values |= {f"param.{key}": x for key, x in _file_tensors(adapters).items()}
+        found |= {f"step{i}.{name}": value for name, value in values.items()}
+    return found
+
+
+# Losses with the first parameters: the step whose draws they use, and whether the mask weighs.
+_AT_START = {
+    "masked_cond": (0, True),
+    "plain_cond": (0, False),
+    "masked": (1, True),
+    "plain": (2, False),
+}
+
+
+def _make_step(
+    golden: Golden, graphdef: Any, tx: optax.GradientTransformationExtraArgs
+) -> tuple[Any, Any]:
+    """Two jitted functions: gradients, losses and predictions of a draw; the optimizer's update.
+
+    The mask's weights are an argument, so that a step without mask needs no compilation of its own.
+    """
+    inputs, threshold = golden.inputs, golden.meta["mask"]["threshold"]
+    batch = Batch(_stream(golden, "video"), _stream(golden, "audio"), inputs["face_mask"])
+    frame_tokens = int(inputs["cond_mask"].sum(-1).max())
+
+    def loss(adapters: Any, frozen: Any, draw: Any, mask_weights: Any, rule: str) -> Any:
+        model: Any = lora.merge(graphdef, adapters, frozen)
+        face, background = mask_weights
+        seen = {}
+
+        def recorded(*args: Any, **options: Any) -> Any:
+            seen["video_prediction"], seen["audio_prediction"] = model(*args, **options)
+            return tuple(seen.values())
+
+        total, terms = objective.loss(
+            recorded,
+            batch,
+            draw,
+            grid=(1, 1, frame_tokens),
+            mask_loss=objective.MaskLoss(face, background, threshold, False),
+            isolate=True,
+            dtype=jnp.float32,
+            cross_timestep=rule,
+        )
+        return total, (terms, seen)
+
+    @jax.jit
+    def update(gradients: Any, moments: Any, adapters: Any, step: Any) -> tuple[Any, Any, Any]:
+        updates, moments = tx.update(gradients, moments, adapters, step=step)
+        return optax.apply_updates(adapters, updates), moments, optax.global_norm(gradients)
+
+    return jax.jit(jax.grad(loss, has_aux=True), static_argnums=4), update
+
+
+def _mask_weights(golden: Golden, masked: bool) -> tuple[float, float]:
+    """Weights of the face and of the background; without a mask both are 1."""
+    mask = golden.meta["mask"]
+    return (mask["mask_loss_weight"], mask["background_loss_weight"]) if masked else (1.0, 1.0)
+
+
+def _file_tensors(adapters: Any) -> Tensors:
+    return lora_files.file_tensors(jax.device_get(adapters))
+
+
+def _start(golden: Golden, shapes: Mapping[str, Any]) -> lora.Adapters:
+    """The first adapters, `lora_start.*`, read as the LoRA file that they would be."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "lora_start.safetensors"
+        save_safetensors(path, read(golden.path, "lora_start."), {})
+        return lora_files.read_file(path, shapes)
+
+
+def _optimizer(
+    golden: Golden, shapes: Mapping[str, Any]
+) -> tuple[optax.GradientTransformationExtraArgs, Schedule]:
+    adamw, scheduler = golden.meta["optimizer"], golden.meta["scheduler"]
+    factors = {name: scheduler[name] for name in ("start_factor", "end_factor")}
+    config = OptimizerConfig(
+        kind="adamw",
+        first_moment_dtype="float32",
+        learning_rate=golden.meta["lr"],
+        groups=_groups(golden),
+        schedule=Schedule("linear", scheduler["total_iters"], factors),
+        max_grad_norm=golden.meta["clip_grad_norm"],
+    )
+    names = {
+        path: [f"{lora_files.FILE_PREFIX}{name}.weight" for name in lora.names(path, leaf.shape)]
+        for path, leaf in shapes.items()
+    }
+    b1, b2 = adamw["betas"]
+    settings = AdamW(b1, b2, adamw["eps"], adamw["weight_decay"])
+    return make_optimizer(config, names, settings), config.schedule
+
+
+def _groups(golden: Golden) -> tuple[tuple[str, float], ...]:
+    return tuple((group["pattern"], group["lr"]) for group in golden.meta["lr_groups"])
+
+
+def learning_rates(golden: Golden, names: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+    """Base learning rates of parameters, see optim.base_rates."""
+    return base_rates(names, golden.meta["lr"], _groups(golden))
+
+
+def _stream(golden: Golden, name: str) -> Stream:
+    fields = ("x0", "ref", "positions", "context")
+    target, reference, positions, context = (golden.inputs[f"{name}.{f}"] for f in fields)
+    if references(golden, name) != reference.shape[1]:
+        raise InputError(f"input.{name}.target: expected {reference.shape[1]} reference tokens")
+    return Stream(target, reference, positions, context, context_len(golden, name))
+
+
+def _draws(golden: Golden) -> list[objective.Draw]:
+    """What is random in each step; a sample's first frame is given whole or not at all."""
+    inputs = golden.inputs
+    given = lengths(inputs["cond_mask"], "input.cond_mask")
+    if len(sizes := {int(n) for n in given.flat if n}) > 1:
+        raise InputError(f"input.cond_mask: got {sorted(sizes)} tokens, expected one first frame")
+    noises = zip(inputs["sigma"], inputs["video.noise"], inputs["audio.noise"], given, strict=True)
+    return [objective.Draw(sigma, video, audio, n > 0) for sigma, video, audio, n in noises]
+
+
+CASES: dict[str, Callable[[Golden, Collection[str]], Tensors]] = {
+    "audio_mel": audio_mel,
+    "audio_vae": audio_vae,
+    "cross_mask_19b": cross_mask,
+    "denoise_19b": denoising,
+    "gemma": gemma,
+    "lora_19b": lora_forward,
+    "text_19b": text,
+    "tokens": token_layout,
+    "train_19b": train,
+    "transformer_19b": transformer,
+    "video_vae_20": video_vae,
+    "vocoder_20": vocoder,
+}
