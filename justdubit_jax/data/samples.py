@@ -59,11 +59,7 @@ def make_buckets(samples: Sequence[Sample]) -> list[Bucket]:
     """Group samples by the shapes in their files' headers. Raises InputError on a bad file."""
     groups: dict[Any, list[Sample]] = defaultdict(list)
     for sample in samples:
-        shapes = {
-            role: tuple(tuple(file.get_slice(t).get_shape()) for t in TENSORS[role])
-            for role, path in sample.files.items()
-            for file in [open_sample_file(path, role)]
-        }
+        shapes = {role: _shapes(path, role) for role, path in sample.files.items()}
         if "masks" in shapes and shapes["masks"][0] != shapes["latents"][0][1:]:
             raise InputError(
                 f"{sample.files['masks']}: mask is {list(shapes['masks'][0])}, expected the "
@@ -73,15 +69,22 @@ def make_buckets(samples: Sequence[Sample]) -> list[Bucket]:
     return [Bucket(dict(key)["latents"][0][1:], tuple(group)) for key, group in groups.items()]
 
 
+def _shapes(path: Path, role: str) -> tuple[tuple[int, ...], ...]:
+    """The shapes of the role's tensors, from a file's header."""
+    with open_sample_file(path, role) as file:
+        return tuple(tuple(file.get_slice(tensor).get_shape()) for tensor in TENSORS[role])
+
+
 def read_sample(sample: Sample) -> Batch:
     """One sample as a Batch without the batch axis, float32 numpy."""
     arrays: dict[str, dict[str, Any]] = {}
     fps = 0.0
     for role, path in sample.files.items():
-        file = open_sample_file(path, role)
-        arrays[role] = {t: file.get_tensor(t).astype(np.float32) for t in TENSORS[role]}
+        with open_sample_file(path, role) as file:
+            arrays[role] = {t: file.get_tensor(t).astype(np.float32) for t in TENSORS[role]}
+            metadata = file.metadata() or {}
         if role == "latents":
-            fps = float((file.metadata() or {}).get("fps", 0))
+            fps = float(metadata.get("fps", 0))
             if not fps > 0:
                 raise InputError(f"{path}: no fps in the file's metadata")
     clips = [arrays[role]["latents"] for role in ("reference_latents", "latents")]
