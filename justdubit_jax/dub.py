@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from safetensors import safe_open
 
 from justdubit_jax import cli
 from justdubit_jax.clips.fit import fit_clip, fit_image
@@ -23,11 +22,13 @@ from justdubit_jax.clips.write import write_video
 from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.dubbing import sample
 from justdubit_jax.dubbing.job import Job, decode_samples, encode_jobs
-from justdubit_jax.errors import InputError
+from justdubit_jax.errors import InputError, about
+from justdubit_jax.files import open_tensors
 from justdubit_jax.latents.audio import audio_latent_shape, sample_rate
 from justdubit_jax.latents.text import text_encoder
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
+from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.sampling.guidance import Guidance, SamplingSettings, stg_blocks
 from justdubit_jax.weights import keys
 from justdubit_jax.weights.checkpoint import Checkpoint, open_checkpoint
@@ -57,7 +58,9 @@ def main(args: argparse.Namespace) -> None:
     checkpoint = open_checkpoint(args.model_path)
     config = lora_files.config_of(args.lora)
     config = dataclasses.replace(config, alpha=config.alpha * args.lora_strength)
-    model, _ = lora.adapted_model(checkpoint.config, config)
+    transformer_config = TransformerConfig.from_metadata(checkpoint.config)
+    with about(args.lora):
+        model, _ = lora.adapted_model(transformer_config, config)
     graphdef, shapes, _ = lora.split(model)
     adapters = lora_files.read_file(args.lora, shapes)
     settings = sampling_settings(args)
@@ -134,7 +137,7 @@ def read_job(args: argparse.Namespace, checkpoint: Checkpoint, console: Console)
 
 def trained_rule(path: Path) -> Any:
     """The audio-video modulation that a LoRA file says it was trained with; JustDubit's if none."""
-    with safe_open(path, framework="numpy") as file:
+    with open_tensors(path, "LoRA file") as file:
         return (file.metadata() or {}).get("cross_timestep", "own")
 
 

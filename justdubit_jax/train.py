@@ -21,7 +21,7 @@ from justdubit_jax.data.batch import Batch
 from justdubit_jax.data.batches import Batches
 from justdubit_jax.data.samples import Bucket, Sample, find_samples, make_buckets, read_sample
 from justdubit_jax.devices import processes, sharding
-from justdubit_jax.errors import InputError
+from justdubit_jax.errors import InputError, about
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.attention import attention
@@ -59,7 +59,8 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
     processes.start()
     run = settings.read(config)
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not processes.is_first())
-    mesh = sharding.make_mesh(*run.mesh)
+    with about("config: mesh.data x mesh.fsdp"):
+        mesh = sharding.make_mesh(*run.mesh)
     buckets, held_out = read_data(run)
     source = open_checkpoint(run.model_path)
     training = prepare_training(run, source.config, mesh)
@@ -133,7 +134,8 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
 def dry_run(config: ConfigDict, memory: int | None) -> None:
     """Print what the largest step needs; `memory` is the device's bytes, else what it tells."""
     run = settings.read(config, dry_run=True)
-    mesh = sharding.make_mesh(*run.mesh)
+    with about("config: mesh.data x mesh.fsdp"):
+        mesh = sharding.make_mesh(*run.mesh)
     attend = attention if jax.default_backend() == "gpu" else flash_stand_in
     training = prepare_training(run, checkpoint_config(run.model_path), mesh, attend)
     if run.data_root is not None:

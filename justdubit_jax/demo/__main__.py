@@ -14,15 +14,16 @@ from pathlib import Path
 
 import jax
 from rich.console import Console
-from safetensors import safe_open
 
 from justdubit_jax import cli, dub, preprocess, train
 from justdubit_jax.data import precomputed
 from justdubit_jax.demo.assets import GEMMA_TEXT_CONFIG, make_dataset, make_gemma
 from justdubit_jax.demo.checkpoint import make_checkpoint
 from justdubit_jax.devices import sharding
+from justdubit_jax.files import open_tensors
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
+from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.runs.state import Checkpoints
 from justdubit_jax.training import settings
 from justdubit_jax.validation.fixed_loss import SIGMAS, FixedLoss
@@ -106,7 +107,7 @@ def main(workdir: Path) -> None:
     dub.main(dub.parse_arguments(dub_arguments))
 
     before, after = losses(run)
-    with safe_open(path, framework="numpy") as file:
+    with open_tensors(path, "LoRA file") as file:
         tensors = len(file.keys())
     console.print("[bold]Done[/] in", f"{time.perf_counter() - started:.0f} s")
     console.print(f"  checkpoint    {checkpoint}\n  text encoder  {gemma}")
@@ -123,7 +124,8 @@ def main(workdir: Path) -> None:
 def losses(run: settings.Settings) -> list[dict[str, float]]:
     """The fixed loss with the untrained and with the trained adapters."""
     source = open_checkpoint(run.model_path)
-    model, _ = lora.adapted_model(source.config, run.lora)
+    config = TransformerConfig.from_metadata(source.config)
+    model, _ = lora.adapted_model(config, run.lora)
     model = load_weights(source, keys.TRANSFORMER, model, run.dtype, scheme=run.quantization)
     graphdef, shapes, frozen = lora.split(model)
     with contextlib.closing(Checkpoints(run.output_dir / "state")) as checkpoints:

@@ -17,14 +17,14 @@ _SMALLEST_SHARDED = 2**18
 def make_mesh(data: int, fsdp: int) -> Mesh:
     """Mesh with axes "data" and "fsdp"; data = -1 takes all devices that fsdp leaves.
 
-    Axis types are Auto: XLA propagates the shardings of the arguments (jax.make_mesh's default,
-    Explicit, refuses contractions over a sharded axis).
+    Raises InputError if there are fewer devices. Axis types are Auto: XLA propagates the shardings
+    of the arguments (jax.make_mesh's default, Explicit, refuses contractions over a sharded axis).
     """
     count = jax.device_count()
     if data == -1:
         data = count // fsdp
     if data < 1 or data * fsdp > count:
-        raise InputError(f"config: mesh.data x mesh.fsdp is {data} x {fsdp}, devices: {count}")
+        raise InputError(f"{data} x {fsdp} devices do not fit in the {count} that there are")
     devices = jax.devices()[: data * fsdp]
     types = (AxisType.Auto,) * 2
     return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=types, devices=devices)

@@ -12,8 +12,10 @@ import optax
 
 from justdubit_jax.data.batch import Batch, Stream
 from justdubit_jax.devices import sharding
+from justdubit_jax.errors import about
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
+from justdubit_jax.lora.dialects import PEFT
 from justdubit_jax.lora.files import newest_lora
 from justdubit_jax.models.attention import Attend, Execution, attention
 from justdubit_jax.models.transformer import Transformer
@@ -22,9 +24,6 @@ from justdubit_jax.training.optimizer import make_optimizer
 from justdubit_jax.training.settings import Settings
 from justdubit_jax.training.step import State, make_step
 from justdubit_jax.weights.load import abstract_weights
-
-# PEFT's name of a parameter, which learning-rate patterns are searched in.
-_PARAMETER_NAME = "base_model.model.{}.default.weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +76,14 @@ def prepare_training(
     `attend` computes the attention; a plan may take another's memory in its place. Raises
     InputError if a LoRA target matches nothing.
     """
-    model, targets = lora.adapted_model(config, run.lora)
+    transformer_config = TransformerConfig.from_metadata(dict(config))
+    with about("config: lora.target_modules"):
+        model, targets = lora.adapted_model(transformer_config, run.lora)
     place = functools.partial(sharding.weight, mesh)
     stored = abstract_weights(model, run.dtype, place, run.quantization)
     graphdef, adapters, frozen = lora.split(stored)
-    names = {
-        path: [_PARAMETER_NAME.format(name) for name in lora.names(path, leaf.shape)]
-        for path, leaf in adapters.items()
-    }
+    # Learning-rate patterns are searched in PEFT's names, as in the torch trainer.
+    names = {path: PEFT.keys_of(path, leaf.shape) for path, leaf in adapters.items()}
     optimizer = make_optimizer(run.optimizer, names)
     state = state_shardings(adapters, optimizer, mesh, mean=run.ema_decay > 0)
     cross_timestep: CrossTimestep = "other" if run.cross_timestep == "other" else "own"
@@ -112,7 +111,10 @@ def state_shardings(
     mean: bool,
 ) -> State:
     """Where the adapters, their moments, the step counter and, if kept, their mean live."""
-    place: Any = {path: sharding.weight(mesh, path, leaf.shape) for path, leaf in shapes.items()}
+    place: Any = {
+        path: sharding.weight(mesh, path, leaf.shape)
+        for path, leaf in shapes.items()
+    }
     everywhere: Any = sharding.replicated(mesh)
 
     def of_moment(path: Any, leaf: Any) -> Any:  # moments are trees of the adapters' paths
@@ -131,8 +133,11 @@ def first_state(training: Training) -> State:
         start = jax.jit(lambda key: lora.init(shapes, key), out_shardings=place.adapters)
         adapters = start(jax.random.key(run.seed))
     else:
-        file = newest_lora(run.load_checkpoint)
-        adapters = sharding.place_whole(lora_files.read_file(file, shapes), place.adapters)
+        with about("config: model.load_checkpoint"):
+            file = newest_lora(run.load_checkpoint)
+        with about("config: model.load_checkpoint, for lora.rank and lora.target_modules"):
+            read = lora_files.read_file(file, shapes)
+        adapters = sharding.place_whole(read, place.adapters)
     moments = jax.jit(training.optimizer.init, out_shardings=place.moments)(adapters)
     step = jax.jit(lambda: jnp.int32(0), out_shardings=place.step)()
     mean = None

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from justdubit_jax.errors import InputError
+from justdubit_jax.errors import InputError, about
 from justdubit_jax.lora.adapters import LoRAConfig
 from justdubit_jax.models.attention import Remat
 from justdubit_jax.models.quant import SCHEMES, Scheme
@@ -211,12 +211,12 @@ def _optimizer(optimization: Any) -> OptimizerConfig:
             re.compile(pattern)
         except re.error as error:
             raise InputError(f"config: {key}: {pattern!r} is no regex: {error}") from None
-    schedule = schedules.Schedule(
-        kind=one_of(optimization, "optimization.scheduler_type", schedules.KINDS),
-        steps=at_least(1, optimization.steps, "optimization.steps"),
-        params=dict(pairs(optimization.scheduler_params, "optimization.scheduler_params")),
-        warmup_steps=at_least(0, optimization.warmup_steps, "optimization.warmup_steps"),
-    )
+    schedule_kind = one_of(optimization, "optimization.scheduler_type", schedules.KINDS)
+    steps = at_least(1, optimization.steps, "optimization.steps")
+    params = dict(pairs(optimization.scheduler_params, "optimization.scheduler_params"))
+    warmup = at_least(0, optimization.warmup_steps, "optimization.warmup_steps")
+    with about("config: optimization.scheduler_params"):
+        schedule = schedules.Schedule(schedule_kind, steps, params, warmup)
     return OptimizerConfig(
         kind=kind,
         first_moment_dtype=first_moment,

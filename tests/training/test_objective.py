@@ -1,7 +1,6 @@
 """The training golden: three steps of the JustDubit objective, and the properties of its parts."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +25,7 @@ from helpers.training import start as golden_start
 
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
+from justdubit_jax.lora.dialects import COMFY, PEFT
 from justdubit_jax.models.attention import Execution
 from justdubit_jax.models.transformer import Transformer
 from justdubit_jax.models.transformer_config import TransformerConfig
@@ -76,16 +76,13 @@ def loss_function(adapted, cross_timestep="other", **options):
 
 
 def test_three_steps_equal_the_reference(adapted, start):
-    names = {
-        path: [f"base_model.model.{n}.default.weight" for n in lora.names(path, leaf.shape)]
-        for path, leaf in adapted[1].items()
-    }
+    names = {path: PEFT.keys_of(path, leaf.shape) for path, leaf in adapted[1].items()}
     groups = tuple((g["pattern"], g["lr"]) for g in META["lr_groups"])
     rates = base_rates(names, META["lr"], groups)
     low = {
-        lora_files.FILE_PREFIX + re.sub(r"base_model\.model\.|\.default", "", name)
-        for path, blocks in names.items()
-        for name, rate in zip(blocks, rates[path], strict=True)
+        key
+        for path, leaf in adapted[1].items()
+        for key, rate in zip(COMFY.keys_of(path, leaf.shape), rates[path], strict=True)
         if rate < META["lr"]
     }
     assert low == set(META["low_lr_params"])

@@ -27,6 +27,7 @@ from justdubit_jax.latents import text_cache
 from justdubit_jax.latents.text_cache import cached_contexts
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
+from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.runs.display import Display
 from justdubit_jax.sampling.guidance import Guidance
 from justdubit_jax.training import settings
@@ -181,12 +182,15 @@ def on_mesh(demo, prepared, mesh, interrupted=lambda: False, **change):
         open_checkpoint(run.model_path),
         functools.partial(sharding.weight, mesh),
     )
-    model, _ = lora.adapted_model(source.config, run.lora)
+    model, _ = lora.adapted_model(TransformerConfig.from_metadata(source.config), run.lora)
     graphdef, shapes, frozen = lora.split(
         load_weights(source, keys.TRANSFORMER, model, run.dtype, place)
     )
     trained = lora_files.read_file(lora_files.export_path(demo / "run", 60), shapes)
-    adapters = {path: jax.device_put(x, place(path, x.shape)) for path, x in trained.items()}
+    adapters = {
+        path: jax.device_put(x, place(path, x.shape))
+        for path, x in trained.items()
+    }
     display = Display(Console(file=io.StringIO()), 1)
     sampler = Sampler(
         run, source, graphdef, model.config, encoded, "own", mesh, display, (), interrupted

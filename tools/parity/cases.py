@@ -35,6 +35,7 @@ from justdubit_jax.errors import InputError
 from justdubit_jax.files import save_safetensors
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
+from justdubit_jax.lora.dialects import PEFT
 from justdubit_jax.models import mel, tokens
 from justdubit_jax.models.attention import frequency_grid, rotary_table
 from justdubit_jax.models.transformer import Modality, Transformer
@@ -314,10 +315,7 @@ def _optimizer(
         schedule=Schedule("linear", scheduler["total_iters"], factors),
         max_grad_norm=golden.meta["clip_grad_norm"],
     )
-    names = {
-        path: [f"{lora_files.FILE_PREFIX}{name}.weight" for name in lora.names(path, leaf.shape)]
-        for path, leaf in shapes.items()
-    }
+    names = {path: PEFT.keys_of(path, leaf.shape) for path, leaf in shapes.items()}
     b1, b2 = adamw["betas"]
     settings = AdamW(b1, b2, adamw["eps"], adamw["weight_decay"])
     return make_optimizer(config, names, settings), config.schedule
