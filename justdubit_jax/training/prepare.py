@@ -15,7 +15,7 @@ from justdubit_jax.devices import sharding
 from justdubit_jax.errors import about
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
-from justdubit_jax.lora.dialects import PEFT
+from justdubit_jax.lora.dialects import PEFT, is_stacked
 from justdubit_jax.lora.files import newest_lora
 from justdubit_jax.models.attention import Attend, Execution, attention
 from justdubit_jax.models.transformer import Transformer
@@ -23,6 +23,7 @@ from justdubit_jax.models.transformer_config import CrossTimestep, TransformerCo
 from justdubit_jax.training.optimizer import make_optimizer
 from justdubit_jax.training.settings import Settings
 from justdubit_jax.training.step import State, make_step
+from justdubit_jax.weights import keys
 from justdubit_jax.weights.load import abstract_weights
 
 
@@ -80,7 +81,7 @@ def prepare_training(
     with about("config: lora.target_modules"):
         model, targets = lora.adapted_model(transformer_config, run.lora)
     place = functools.partial(sharding.weight, mesh)
-    stored = abstract_weights(model, run.dtype, place, run.quantization)
+    stored = abstract_weights(keys.TRANSFORMER, model, run.dtype, place, run.quantization)
     graphdef, adapters, frozen = lora.split(stored)
     # Learning-rate patterns are searched in PEFT's names, as in the torch trainer.
     names = {path: PEFT.keys_of(path, leaf.shape) for path, leaf in adapters.items()}
@@ -112,7 +113,7 @@ def state_shardings(
 ) -> State:
     """Where the adapters, their moments, the step counter and, if kept, their mean live."""
     place: Any = {
-        path: sharding.weight(mesh, path, leaf.shape)
+        path: sharding.weight(mesh, leaf.shape, stacked=is_stacked(path))
         for path, leaf in shapes.items()
     }
     everywhere: Any = sharding.replicated(mesh)

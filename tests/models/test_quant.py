@@ -31,7 +31,7 @@ CONFIG = TransformerConfig.from_metadata(CHECKPOINT.config)
 
 
 def quantize(model, scheme):
-    return quant.quantize(model, scheme)
+    return quant.quantize(model, scheme, keys.TRANSFORMER.is_stacked)
 
 
 def decoded(weight, scheme, dtype=jnp.float32):

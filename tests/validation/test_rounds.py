@@ -27,6 +27,7 @@ from justdubit_jax.latents import text_cache
 from justdubit_jax.latents.text_cache import cached_contexts
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
+from justdubit_jax.lora.dialects import is_stacked
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.runs.display import Display
 from justdubit_jax.sampling.guidance import Guidance
@@ -188,7 +189,7 @@ def on_mesh(demo, prepared, mesh, interrupted=lambda: False, **change):
     )
     trained = lora_files.read_file(lora_files.export_path(demo / "run", 60), shapes)
     adapters = {
-        path: jax.device_put(x, place(path, x.shape))
+        path: jax.device_put(x, place(x.shape, stacked=is_stacked(path)))
         for path, x in trained.items()
     }
     display = Display(Console(file=io.StringIO()), 1)
