@@ -146,6 +146,10 @@ def test_prompts_are_encoded_once(demo, tmp_path, monkeypatch):
     assert all((x == y).all() for p in "ab" for x, y in zip(first[p], again[p], strict=True))
     with pytest.raises(TypeError):  # a new prompt needs the encoder
         cached_contexts(["c"], *arguments)
+    for file in tmp_path.glob("*.safetensors"):
+        file.write_bytes(b"no")
+    with pytest.raises(InputError, match=f"^{tmp_path}/.*: not a readable cached prompt: "):
+        cached_contexts(["a"], *arguments)
 
 
 def test_held_out_losses_are_the_same_numbers_on_every_run(demo, tmp_path):
