@@ -1,19 +1,22 @@
-"""What is dubbed: the clip and the first frame, encoded; and what comes out, decoded.
+"""What is dubbed: the clip and the first frame, read and encoded; and what comes out, decoded.
 
 Models are loaded for their turn only: the encoders before the transformer samples, the decoders
 after it, so none stands beside another.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
+from justdubit_jax.clips.fit import fit_clip, fit_image
+from justdubit_jax.clips.read import read_audio
 from justdubit_jax.devices.choose import default_dtype
-from justdubit_jax.latents.audio import audio_decoder, audio_encoder
-from justdubit_jax.latents.shapes import Frames, Latents, Sound
+from justdubit_jax.latents.audio import audio_decoder, audio_encoder, sample_rate
+from justdubit_jax.latents.shapes import Frames, LatentPair, Latents, Sound
 from justdubit_jax.latents.tiling import DEFAULT_TILING
 from justdubit_jax.latents.video import video_decoder, video_encoder
 from justdubit_jax.models import tokens
@@ -39,6 +42,43 @@ class Job:
         return tokens.video_latent_frames(self.frames), self.height // pixels, self.width // pixels
 
 
+def clip_job(
+    checkpoint: Checkpoint,
+    clip: Path,
+    image: Path | None = None,
+    *,
+    frame_rate: Fraction | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    max_frames: int | None = None,
+) -> tuple[Job, list[str]]:
+    """To dub a clip, from its first frame or a given picture, and what was done to it in words.
+
+    What is None follows from the clip (see clips.fit.fit_clip). Raises InputError for what cannot
+    be read or does not fit.
+    """
+    fitted = fit_clip(clip, frame_rate, height, width, max_frames)
+    count, rows, columns, _ = fitted.frames.shape
+    job = Job(
+        frames=count,
+        height=rows,
+        width=columns,
+        fps=fitted.fps,
+        reference=fitted.frames,
+        sound=read_audio(clip, sample_rate(checkpoint), fitted.seconds),
+        image=None if image is None else fit_image(image, rows, columns),
+    )
+    return job, fitted.notes
+
+
+def plain_job(
+    image: Path | None, *, frame_rate: Fraction, height: int, width: int, frames: int
+) -> Job:
+    """To make a clip without a reference, from a given first frame or from none."""
+    first = None if image is None else fit_image(image, height, width)
+    return Job(frames, height, width, frame_rate, None, None, first)
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoded:
     """A job's conditions as latents; None where there are none."""
@@ -48,7 +88,7 @@ class Encoded:
     image: Latents | None
 
 
-def encode_jobs(checkpoint: Checkpoint, jobs: list[Job]) -> list[Encoded]:
+def encode_jobs(checkpoint: Checkpoint, jobs: Sequence[Job]) -> list[Encoded]:
     """Encode the conditions of all jobs; the encoders are on the device only meanwhile."""
     video = video_encoder(checkpoint, default_dtype(), DEFAULT_TILING)
     audio, _ = audio_encoder(checkpoint)
@@ -63,7 +103,7 @@ def encode_jobs(checkpoint: Checkpoint, jobs: list[Job]) -> list[Encoded]:
 
 
 def decode_samples(
-    checkpoint: Checkpoint, latents: list[tuple[Latents, Latents]]
+    checkpoint: Checkpoint, latents: Sequence[LatentPair]
 ) -> Iterator[tuple[Iterator[Frames], Sound, int]]:
     """Picture, sound and sample rate of each sample; one decoder after the other is on the device.
 

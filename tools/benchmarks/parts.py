@@ -21,8 +21,9 @@ from benchmarks import size as sizes
 from justdubit_jax import cli
 from justdubit_jax.clips.write import write_video
 from justdubit_jax.demo.checkpoint import make_checkpoint
+from justdubit_jax.devices import sharding
 from justdubit_jax.devices.choose import default_dtype
-from justdubit_jax.dubbing import sample
+from justdubit_jax.dubbing.sample import compiled_loop
 from justdubit_jax.files import save_safetensors
 from justdubit_jax.latents.tiling import DEFAULT_TILING
 from justdubit_jax.latents.video import video_decoder, video_encoder
@@ -153,7 +154,7 @@ def sample_steps(args: argparse.Namespace) -> dict[str, Any]:
     model, _ = lora.adapted_model(size.config, run.lora)
     model = random_weights(keys.TRANSFORMER, model, jax.random.key(0), run.dtype)
     graphdef, shapes, frozen = lora.split(model)
-    adapters = lora.init(shapes, jax.random.key(0))
+    weights = lora.Weights(lora.init(shapes, jax.random.key(0)), frozen)
     guidance = Guidance(cfg=args.guidance_scale)
     settings = SamplingSettings(
         video=guidance,
@@ -161,19 +162,16 @@ def sample_steps(args: argparse.Namespace) -> dict[str, Any]:
         isolate=size.isolate,
         cross_timestep="own",
         dtype=run.dtype,
-        batched=True,
     )
     batch = sizes.random_batch(size)
     video, audio = (
         Conditioned(s.target, s.reference, s.positions, s.context, s.context)
         for s in (batch.video, batch.audio)
     )
-    streams = video, audio
-    tokens = sample.start(streams)
-    levels = sigmas(args.steps)
-    loop = sample.sampler(graphdef, settings)
+    tokens, levels = (video.start(), audio.start()), sigmas(args.steps)
+    loop = compiled_loop(graphdef, settings, sharding.make_mesh(1, 1))
     first, *times = (
-        _seconds(lambda: jax.block_until_ready(loop(adapters, frozen, streams, tokens, levels)))
+        _seconds(lambda: jax.block_until_ready(loop(weights, (video, audio), tokens, levels)))
         for _ in range(1 + args.runs)
     )
     seconds = statistics.median(times)
@@ -181,7 +179,7 @@ def sample_steps(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "size": dataclasses.asdict(size),
         "steps": args.steps,
-        "passes": list(settings.passes),
+        "passes": [prediction.name.lower() for prediction in settings.passes],
         "first_seconds": first,
         "seconds": seconds,
         "seconds_per_step": seconds / args.steps,
