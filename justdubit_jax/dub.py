@@ -22,7 +22,6 @@ from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.dubbing.job import Job, clip_job, decode_samples, encode_jobs
 from justdubit_jax.dubbing.sample import Request, Sampler
 from justdubit_jax.errors import InputError
-from justdubit_jax.latents.audio import audio_latent_shape
 from justdubit_jax.latents.text import text_encoder
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
@@ -65,7 +64,7 @@ def main(args: argparse.Namespace) -> None:
     sampler = Sampler(
         graphdef,
         model.config,
-        audio_latent_shape(checkpoint),
+        checkpoint.layout,
         sharding.make_mesh(1, 1),
         settings,
         args.steps,

@@ -67,6 +67,7 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
     groups, held_out = read_data(run)
     source = open_checkpoint(run.model_path)
     training = prepare_training(run, source.config, mesh)
+    run.validation.check_size(training.layout)
     idle = [name for name in keys.PARTS if name != keys.TRANSFORMER.name]
     console.print(f"{run.model_path}: transformer; not needed to train: {', '.join(idle)}")
     for target, names in training.targets.items():
@@ -144,7 +145,8 @@ def dry_run(config: ConfigDict, memory: int | None) -> None:
         shapes = (group.shape for group in read_data(run)[0])
         shape = max(shapes, key=lambda shape: shape.video.tokens)
     else:
-        shape = shape_like_validation(run, training.config)
+        run.validation.check_size(training.layout)
+        shape = shape_like_validation(run, training.config, training.layout)
     program = compile_step(training, shape)
     show(Console(highlight=False, soft_wrap=True), program.plan, memory or device_memory())
 

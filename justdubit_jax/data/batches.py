@@ -9,6 +9,7 @@ import numpy as np
 
 from justdubit_jax.data.batch import Batch, Sample
 from justdubit_jax.data.samples import SampleFiles, ShapeGroup, read_sample
+from justdubit_jax.models.tokens import Layout
 
 # Without end, but the lengths of all groups together must fit into 63 bits.
 _EPOCHS = 2**32
@@ -20,13 +21,14 @@ class _Source:
 
     index: int
     group: ShapeGroup
+    layout: Layout
 
     def __len__(self) -> int:
         return len(self.group.samples)
 
     def __getitem__(self, index: int) -> tuple[np.int32, np.int32, Sample]:
         files = self.group.samples[index]
-        sample = read_sample(files)
+        sample = read_sample(files, self.layout)
         self.group.shape.check(sample, files.name)
         return np.int32(self.index), np.int32(index), sample
 
@@ -42,6 +44,7 @@ class Batches:
     def __init__(
         self,
         groups: Sequence[ShapeGroup],
+        layout: Layout,
         batch_size: int,
         seed: int,
         threads: int,
@@ -49,7 +52,7 @@ class Batches:
         hosts: int = 1,
     ):
         parts = [
-            grain.MapDataset.source(_Source(i, group))
+            grain.MapDataset.source(_Source(i, group, layout))
             .shuffle(seed=seed + i)
             .repeat(_EPOCHS)[host::hosts]
             .batch(batch_size)

@@ -13,6 +13,7 @@ from justdubit_jax.data.batch import Sample, SampleShape, StreamShape, StreamTok
 from justdubit_jax.data.precomputed import TENSORS, open_sample_file
 from justdubit_jax.errors import InputError
 from justdubit_jax.models import tokens
+from justdubit_jax.models.tokens import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _read_shape(sample: SampleFiles) -> SampleShape:
     )
 
 
-def read_sample(sample: SampleFiles) -> Sample:
+def read_sample(sample: SampleFiles, layout: Layout) -> Sample:
     """A sample's tokens and positions, float32 numpy."""
     arrays: dict[str, dict[str, Any]] = {}
     fps = 0.0
@@ -108,12 +109,12 @@ def read_sample(sample: SampleFiles) -> Sample:
     return Sample(
         video=_stream(
             [tokens.video_tokens(clip[None])[0] for clip in clips],
-            [tokens.video_positions(clip.shape[1:], fps) for clip in clips],
+            [layout.video_positions(clip.shape[1:], fps) for clip in clips],
             contexts["video_context"],
         ),
         audio=_stream(
             [tokens.audio_tokens(sound[None])[0] for sound in sounds],
-            [tokens.audio_positions(sound.shape[1]) for sound in sounds],
+            [layout.audio_positions(sound.shape[1]) for sound in sounds],
             contexts["audio_context"],
         ),
         face_mask=arrays["masks"]["masks"].reshape(-1) if "masks" in arrays else None,

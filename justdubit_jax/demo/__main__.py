@@ -128,7 +128,7 @@ def losses(run: settings.Settings) -> list[dict[str, float]]:
         trained = checkpoints.adapters(run.steps)
     untrained = lora.init(training.abstract.adapters, jax.random.key(run.seed))
     groups, _ = train.read_data(run)
-    fixed = FixedLoss(training.objective, training.graphdef, mesh)
+    fixed = FixedLoss(training.objective, training.graphdef, training.layout, mesh)
     return [fixed.mean(lora.Weights(a, frozen), groups) for a in (untrained, trained)]
 
 

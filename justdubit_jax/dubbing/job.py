@@ -15,11 +15,10 @@ from jaxtyping import UInt8
 from justdubit_jax.clips.fit import fit_clip, fit_image
 from justdubit_jax.clips.read import read_audio
 from justdubit_jax.devices.choose import default_dtype
-from justdubit_jax.latents.audio import audio_decoder, audio_encoder, sample_rate
+from justdubit_jax.latents.audio import audio_decoder, audio_encoder
 from justdubit_jax.latents.shapes import Frames, LatentPair, Latents, Sound
-from justdubit_jax.latents.tiling import DEFAULT_TILING
+from justdubit_jax.latents.tiling import default_tiling
 from justdubit_jax.latents.video import video_decoder, video_encoder
-from justdubit_jax.models import tokens
 from justdubit_jax.weights.checkpoint import Checkpoint
 
 
@@ -34,12 +33,6 @@ class Job:
     reference: Frames | None  # the clip to dub, of the same shape
     sound: Sound | None  # its sound, at the audio VAE's rate
     image: UInt8[np.ndarray, "1 _y _x 3"] | None  # the first frame
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        """Latent frames, rows and columns."""
-        pixels = tokens.PIXELS_PER_LATENT
-        return tokens.video_latent_frames(self.frames), self.height // pixels, self.width // pixels
 
 
 def clip_job(
@@ -57,7 +50,8 @@ def clip_job(
     What is None follows from the clip (see clips.fit.fit_clip). Raises InputError for what cannot
     be read or does not fit.
     """
-    fitted = fit_clip(clip, frame_rate, height, width, max_frames)
+    layout = checkpoint.layout
+    fitted = fit_clip(clip, layout, frame_rate, height, width, max_frames)
     count, rows, columns, _ = fitted.frames.shape
     job = Job(
         frames=count,
@@ -65,7 +59,7 @@ def clip_job(
         width=columns,
         fps=fitted.fps,
         reference=fitted.frames,
-        sound=read_audio(clip, sample_rate(checkpoint), fitted.seconds),
+        sound=read_audio(clip, layout.sample_rate, fitted.seconds),
         image=None if image is None else fit_image(image, rows, columns),
     )
     return job, fitted.notes
@@ -90,8 +84,8 @@ class Encoded:
 
 def encode_jobs(checkpoint: Checkpoint, jobs: Sequence[Job]) -> list[Encoded]:
     """Encode the conditions of all jobs; the encoders are on the device only meanwhile."""
-    video = video_encoder(checkpoint, default_dtype(), DEFAULT_TILING)
-    audio, _ = audio_encoder(checkpoint)
+    video = video_encoder(checkpoint, default_dtype(), default_tiling(checkpoint.layout))
+    audio = audio_encoder(checkpoint)
     return [
         Encoded(
             reference=None if job.reference is None else video([job.reference])[0],
@@ -112,6 +106,6 @@ def decode_samples(
     audio, rate = audio_decoder(checkpoint)
     sounds = [audio(sound) for _, sound in latents]
     del audio
-    video = video_decoder(checkpoint, default_dtype(), DEFAULT_TILING)
+    video = video_decoder(checkpoint, default_dtype(), default_tiling(checkpoint.layout))
     for (picture, _), sound in zip(latents, sounds, strict=True):
         yield video(picture), sound, rate

@@ -5,6 +5,7 @@ The dub command makes one at a time; validation makes as many together as there 
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from justdubit_jax.dubbing.job import Encoded, Job
 from justdubit_jax.latents.shapes import Contexts, LatentPair, Latents
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models import tokens
+from justdubit_jax.models.tokens import Layout
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.sampling.guidance import SamplingSettings
 from justdubit_jax.sampling.loop import Conditioned, TokenPair, denoise
@@ -46,21 +48,22 @@ class Request:
     def shapes(self) -> tuple[Any, ...]:
         """What requests have in common that can stand in one batch."""
         parts = self.encoded.reference, self.encoded.sound, self.encoded.image
-        return self.job.grid, *(None if x is None else x.shape for x in parts)
+        size = self.job.frames, self.job.height, self.job.width
+        return *size, *(None if x is None else x.shape for x in parts)
 
 
 class Sampler:
     """Samples with one transformer, a request a device at a time; compiles once for each shape.
 
-    `audio_shape` is the (channels, bins) of an audio latent. `batched` runs the passes of a step
-    side by side (True), one after the other (False), or as the free memory allows (None).
+    `batched` runs the passes of a step side by side (True), one after the other (False), or as the
+    free memory allows (None).
     """
 
     def __init__(
         self,
         graphdef: nnx.GraphDef,
         config: TransformerConfig,
-        audio_shape: tuple[int, int],
+        layout: Layout,
         mesh: Mesh,
         settings: SamplingSettings,
         steps: int,
@@ -69,7 +72,7 @@ class Sampler:
         settings.check(config.layers)
         execution = sharding.execution(mesh)
         self._settings = dataclasses.replace(settings, execution=execution)
-        self._graphdef, self._config, self._audio_shape = graphdef, config, audio_shape
+        self._graphdef, self._config, self._layout = graphdef, config, layout
         self._mesh, self._steps, self._batched = mesh, steps, batched
 
     def sample(
@@ -101,14 +104,14 @@ class Sampler:
                 sampled = jax.block_until_ready(loop(weights, everything, sampled, part))
         rows = zip(own, conditions, processes.own_rows(sampled), strict=True)
         return [
-            (number, target_latents(request.job, row, pair, self._audio_shape[0]))
+            (number, target_latents(request.job, row, pair, self._layout))
             for (number, request), pair, row in rows
             if number < len(requests)  # the other devices repeat the last
         ]
 
     def conditions(self, request: Request) -> Conditions:
         """Noise, reference tokens, positions and text of both modalities, batch 1."""
-        return conditioned(request, self._config, self._audio_shape)
+        return conditioned(request, self._config, self._layout)
 
     @functools.cache  # noqa: B019 (one Sampler a run)
     def _loop(self, batched: bool) -> Loop:
@@ -121,25 +124,21 @@ class Sampler:
         return fits_batched(self._config, conditions, len(self._settings.passes))
 
 
-def conditioned(
-    request: Request, config: TransformerConfig, audio_shape: tuple[int, int]
-) -> Conditions:
+def conditioned(request: Request, config: TransformerConfig, layout: Layout) -> Conditions:
     """What conditions a sample, batch 1; the sound is as long as the reference's, else as the
     picture."""
     job, encoded = request.job, request.encoded
     video_key, audio_key = jax.random.split(jax.random.key(request.seed))
-    grids = [job.grid, job.grid] if encoded.reference is not None else [job.grid]
-    lengths = [tokens.audio_latent_frames(float(job.frames / job.fps))]
+    grid = layout.grid(job.frames, job.height, job.width)
+    grids = [grid, grid] if encoded.reference is not None else [grid]
+    lengths = [layout.audio_latent_frames(float(job.frames / job.fps))]
     if encoded.sound is not None:
         lengths = [encoded.sound.shape[1]] * 2
-    channels, bins = audio_shape
     sound = None if encoded.sound is None else tokens.audio_tokens(encoded.sound[None])
-    video_noise = jax.random.normal(
-        video_key, (1, int(np.prod(job.grid)), config.video.in_channels)
-    )
-    audio_noise = jax.random.normal(audio_key, (1, lengths[-1], channels * bins))
-    video_positions = [tokens.video_positions(grid, float(job.fps)) for grid in grids]
-    audio_positions = [tokens.audio_positions(length) for length in lengths]
+    video_noise = jax.random.normal(video_key, (1, math.prod(grid), config.video.in_channels))
+    audio_noise = jax.random.normal(audio_key, (1, lengths[-1], config.audio.in_channels))
+    video_positions = [layout.video_positions(grid, float(job.fps)) for grid in grids]
+    audio_positions = [layout.audio_positions(length) for length in lengths]
     video = _stream(request, 0, video_noise, _video_tokens(encoded.reference), video_positions)
     first = _video_tokens(encoded.image)
     return (
@@ -181,15 +180,16 @@ def compiled_loop(graphdef: nnx.GraphDef, settings: SamplingSettings, mesh: Mesh
 
 
 def target_latents(
-    job: Job, sampled: TokenPair, conditions: Conditions, channels: int
+    job: Job, sampled: TokenPair, conditions: Conditions, layout: Layout
 ) -> LatentPair:
     """The target part of sampled tokens as latents [c, f, y, x] and [c, t, m]."""
     video, audio = (
         np.array(x[:, stream.reference.shape[1] :])
         for x, stream in zip(sampled, conditions, strict=True)
     )
-    picture: Any = tokens.video_latents(video, job.grid)
-    return picture[0], np.asarray(tokens.audio_latents(audio, channels)[0])
+    grid = layout.grid(job.frames, job.height, job.width)
+    picture: Any = tokens.video_latents(video, grid)
+    return picture[0], np.asarray(tokens.audio_latents(audio, layout.audio_channels)[0])
 
 
 def fits_batched(config: TransformerConfig, conditions: Conditions, passes: int) -> bool:

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from justdubit_jax.data.batch import Batch, MicroBatches, SampleShape, StreamShape
+from justdubit_jax.data.batch import Batch, SampleShape, StreamShape
 from justdubit_jax.latents.text import PROMPT_TOKENS
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.models import tokens
 from justdubit_jax.models.attention import Execution, Remat, xla_attention
+from justdubit_jax.models.tokens import Layout
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.planning import flops
 from justdubit_jax.planning.flops import StepFlops
@@ -22,7 +22,6 @@ from justdubit_jax.planning.stand_in import flash_stand_in
 from justdubit_jax.training.objective import Draw, Objective
 from justdubit_jax.training.prepare import Training
 from justdubit_jax.training.settings import Settings
-from justdubit_jax.training.step import Metrics, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Plan:
 class Program(NamedTuple):
     """A compiled step, (state, frozen, micro-batches) -> (state, metrics), and what it needs."""
 
-    run: Callable[[State, Any, MicroBatches], tuple[State, Metrics]]
+    run: jax.stages.Compiled
     plan: Plan
 
 
@@ -68,11 +67,11 @@ def compile_step(training: Training, shape: SampleShape) -> Program:
     return Program(step, make_plan(training, shape, step))
 
 
-def shape_like_validation(run: Settings, config: TransformerConfig) -> SampleShape:
+def shape_like_validation(run: Settings, config: TransformerConfig, layout: Layout) -> SampleShape:
     """A sample at `validation.video_dims` with a face mask, its reference as long as its target."""
-    v, pixels = run.validation, tokens.PIXELS_PER_LATENT
-    grid = tokens.video_latent_frames(v.frames), v.height // pixels, v.width // pixels
-    audio = tokens.audio_latent_frames(float(v.frames / v.frame_rate))
+    v = run.validation
+    grid = layout.grid(v.frames, v.height, v.width)
+    audio = layout.audio_latent_frames(float(v.frames / v.frame_rate))
     text = PROMPT_TOKENS, config.caption_channels
     count = math.prod(grid)
     return SampleShape(

@@ -19,6 +19,7 @@ from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.lora.files import newest_lora
 from justdubit_jax.models.attention import Attend, attention
+from justdubit_jax.models.tokens import Layout
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.training.objective import Objective
 from justdubit_jax.training.optimizer import make_optimizer
@@ -39,6 +40,7 @@ class Training:
     run: Settings
     mesh: Mesh
     config: TransformerConfig
+    layout: Layout
     targets: Mapping[str, Sequence[str]]  # LoRA target -> the modules that it matches
     graphdef: nnx.GraphDef  # of the transformer with its adapters
     abstract: lora.Weights  # shapes, dtypes and shardings
@@ -99,6 +101,7 @@ def prepare_training(
         run=run,
         mesh=mesh,
         config=model.config,
+        layout=Layout.from_metadata(dict(config)),
         targets=targets,
         graphdef=graphdef,
         abstract=abstract,
@@ -158,7 +161,9 @@ def make_batches(training: Training, groups: Sequence[ShapeGroup]) -> Batches:
     """Batches of this process's share of the samples of a step."""
     run, hosts = training.run, jax.process_count()
     size = run.accumulation * run.batch_size * training.mesh.size // hosts
-    return Batches(groups, size, run.seed, run.reader_threads, jax.process_index(), hosts)
+    return Batches(
+        groups, training.layout, size, run.seed, run.reader_threads, jax.process_index(), hosts
+    )
 
 
 def place_batch(training: Training, batch: Batch) -> MicroBatches:

@@ -17,6 +17,7 @@ from justdubit_jax.data.batch import Batch
 from justdubit_jax.data.samples import SampleFiles, ShapeGroup, read_sample
 from justdubit_jax.devices import processes, sharding
 from justdubit_jax.lora import adapters as lora
+from justdubit_jax.models.tokens import Layout
 from justdubit_jax.training.objective import Draw, Errors, Objective, Terms
 
 SIGMAS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -32,8 +33,8 @@ class FixedLoss:
     a sample at a time.
     """
 
-    def __init__(self, objective: Objective, graphdef: nnx.GraphDef, mesh: Mesh):
-        self._mesh = mesh
+    def __init__(self, objective: Objective, graphdef: nnx.GraphDef, layout: Layout, mesh: Mesh):
+        self._layout, self._mesh = layout, mesh
         self._objective = objective = dataclasses.replace(
             objective, first_frame_p=0.0, execution=sharding.execution(mesh)
         )
@@ -69,6 +70,8 @@ class FixedLoss:
 
     def _draw(self, files: SampleFiles, frames: int) -> tuple[Batch, Draw]:
         """A sample as a batch of one, and its noise."""
-        batch = Batch(*jax.tree.map(lambda x: jnp.asarray(x)[None], read_sample(files)))
+        batch = Batch(
+            *jax.tree.map(lambda x: jnp.asarray(x)[None], read_sample(files, self._layout))
+        )
         key = jax.random.key(zlib.crc32(files.name.encode()))
         return batch, self._objective.draw(key, batch, frames)

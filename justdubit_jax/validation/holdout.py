@@ -42,7 +42,9 @@ class Holdout:
     ):
         self._logs, self._output = logs, training.run.output_dir
         self._groups = group_by_shape(samples)
-        self._loss = FixedLoss(training.objective, training.graphdef, training.mesh)
+        self._loss = FixedLoss(
+            training.objective, training.graphdef, training.layout, training.mesh
+        )
         self._writes = jax.process_index() == 0
         path = self._output / "validation.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []

@@ -17,7 +17,6 @@ from justdubit_jax.clips.pictures import contact_sheet_png, side_by_side
 from justdubit_jax.clips.write import write_video
 from justdubit_jax.dubbing.job import Job, decode_samples
 from justdubit_jax.dubbing.sample import Request, Sampler
-from justdubit_jax.latents.audio import audio_latent_shape
 from justdubit_jax.latents.shapes import Frames, LatentPair, Sound
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.runs.display import Display, Report
@@ -83,7 +82,7 @@ class SampleWriter:
         self._sampler = Sampler(
             training.graphdef,
             training.config,
-            audio_latent_shape(checkpoint),
+            training.layout,
             training.mesh,
             settings,
             v.steps,

@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers.layout import LTX2
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -38,7 +39,7 @@ def test_samples_of_equal_shapes_stand_together(root):
 
 def test_a_sample_as_tokens(root):
     sample = find_samples(root, FOLDERS)[0]
-    batch = read_sample(sample)
+    batch = read_sample(sample, LTX2)
     with safe_open(sample.files["latents"], framework="numpy") as file:
         latents = file.get_tensor("latents")
     np.testing.assert_array_equal(batch.video.target[7], latents[:, 1, 0, 1])  # 7 = 6 f + 3 y + x
@@ -52,7 +53,7 @@ def test_a_sample_as_tokens(root):
 
 def test_every_sample_once_an_epoch_and_shuffled(root):
     groups = group_by_shape(find_samples(root, FOLDERS))[:1]
-    batches = Batches(groups, 1, seed=0, threads=2)
+    batches = Batches(groups, LTX2, 1, seed=0, threads=2)
     names = [next(batches)[1][0].name for _ in range(12)]
     epochs = [tuple(names[i : i + 4]) for i in (0, 4, 8)]
     assert all(len(set(epoch)) == 4 for epoch in epochs) and len(set(epochs)) > 1
@@ -60,7 +61,7 @@ def test_every_sample_once_an_epoch_and_shuffled(root):
 
 def test_batches_come_from_one_group_and_drop_nothing(root):
     groups = group_by_shape(find_samples(root, FOLDERS))
-    batches = Batches(groups, 3, seed=0, threads=0)  # 3 does not divide 4
+    batches = Batches(groups, LTX2, 3, seed=0, threads=0)  # 3 does not divide 4
     seen = set()
     for group, chosen, batch in itertools.islice(batches, 10):
         assert batch.video.target.shape == (3, int(np.prod(group.shape.grid)), 16)
@@ -72,7 +73,7 @@ def test_batches_come_from_one_group_and_drop_nothing(root):
 
 def test_position_is_restored_exactly(root):
     groups = group_by_shape(find_samples(root, FOLDERS))
-    first, second = (Batches(groups, 2, seed=7, threads=t) for t in (2, 0))
+    first, second = (Batches(groups, LTX2, 2, seed=7, threads=t) for t in (2, 0))
     for _ in range(3):
         next(first)
     second.state = first.state
@@ -84,8 +85,8 @@ def test_position_is_restored_exactly(root):
 
 def test_hosts_read_different_samples_of_the_same_group(root):
     groups = group_by_shape(find_samples(root, FOLDERS))
-    whole = Batches(groups, 2, seed=3, threads=0)
-    hosts = [Batches(groups, 1, seed=3, threads=0, host=h, hosts=2) for h in (0, 1)]
+    whole = Batches(groups, LTX2, 2, seed=3, threads=0)
+    hosts = [Batches(groups, LTX2, 1, seed=3, threads=0, host=h, hosts=2) for h in (0, 1)]
     for _ in range(8):
         names = next(whole)[1]
         assert [next(h)[1][0] for h in hosts] == names
@@ -106,7 +107,7 @@ def test_a_companion_without_its_clip_is_named(root):
 def test_masks_are_not_read_where_they_are_not_asked_for(root):
     shutil.rmtree(root / "masks")
     folders = {role: role for role in TENSORS if role != "masks"}
-    assert read_sample(find_samples(root, folders)[0]).face_mask is None
+    assert read_sample(find_samples(root, folders)[0], LTX2).face_mask is None
 
 
 def test_an_empty_folder_is_an_error(tmp_path):

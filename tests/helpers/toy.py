@@ -48,7 +48,7 @@ def one_step(demo, tmp_path, data_axis: int, fsdp: int, batch_size: int, *more: 
     state = first_state(training)
     groups, _ = train.read_data(run)
     per_step = run.accumulation * batch_size * mesh.size
-    group, _, batch = next(Batches(groups, per_step, 0, 0))
+    group, _, batch = next(Batches(groups, training.layout, per_step, 0, 0))
     program = compile_step(training, group.shape)
     state, metrics = program.run(state, frozen, place_batch(training, batch))
     jax.tree.map(np.testing.assert_array_equal, before, frozen)

@@ -2,6 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.golden import load_golden
+from helpers.layout import LTX2
 
 from justdubit_jax.models import tokens
 from justdubit_jax.models.attention import frequency_grid, rotary_table
@@ -21,23 +22,23 @@ def test_layouts():
 @pytest.mark.parametrize("fps", [24.0, 25.0, 30.0])
 def test_video_positions_are_exact(fps):
     want = GOLDEN[f"expect.video_positions.fps{int(fps)}"]
-    got = tokens.video_positions(GOLDEN["input.video_latent"].shape[2:], fps)
+    got = LTX2.video_positions(GOLDEN["input.video_latent"].shape[2:], fps)
     assert all((got == sample).all() for sample in want)
 
 
 def test_audio_positions_are_exact():
     want = GOLDEN["expect.audio_positions"]
-    assert all((tokens.audio_positions(want.shape[2]) == sample).all() for sample in want)
+    assert all((LTX2.audio_positions(want.shape[2]) == sample).all() for sample in want)
 
 
 def test_lengths():
     seconds = META["durations"]
-    got = [tokens.audio_latent_frames(s) for s in seconds]
+    got = [LTX2.audio_latent_frames(s) for s in seconds]
     assert got == GOLDEN["expect.audio_latent_frames"].tolist()
     frames, fps = GOLDEN["input.pixel_frames"].tolist(), GOLDEN["input.pixel_fps"].tolist()
-    got = [tokens.audio_latent_frames(n / f) for n, f in zip(frames, fps, strict=True)]
+    got = [LTX2.audio_latent_frames(n / f) for n, f in zip(frames, fps, strict=True)]
     assert got == GOLDEN["expect.audio_latent_frames_of_video"].tolist()
-    got = [tokens.video_latent_frames(n) for n in frames]
+    got = [LTX2.video_latent_frames(n) for n in frames]
     assert got == GOLDEN["expect.video_latent_frames"].tolist()
 
 
@@ -46,7 +47,7 @@ def test_rotary_tables(case):
     want = GOLDEN[f"expect.rope.split.{case}.cos"], GOLDEN[f"expect.rope.split.{case}.sin"]
     _, heads, _, half = want[0].shape
     dim = 2 * heads * half
-    bounds = tokens.video_positions(GOLDEN["input.video_latent"].shape[2:], 25.0)[None]
+    bounds = LTX2.video_positions(GOLDEN["input.video_latent"].shape[2:], 25.0)[None]
     grid = frequency_grid(10000.0, 3, dim)
     got = rotary_table(jnp.asarray(bounds.mean(-1)), (20.0, 2048.0, 2048.0), grid, dim, heads)
     for g, w in zip(got, want, strict=True):

@@ -183,7 +183,7 @@ def on_mesh(demo, prepared, mesh, interrupted=lambda: False, **change):
     adapters = {path: jax.device_put(x, place[path]) for path, x in trained.items()}
     display = Display(Console(file=io.StringIO()), 1)
     writer = SampleWriter(training, source, encoded, display, (), interrupted)
-    loss = FixedLoss(training.objective, training.graphdef, mesh)
+    loss = FixedLoss(training.objective, training.graphdef, training.layout, mesh)
     return writer, loss, Weights(adapters, load_base(training, source))
 
 

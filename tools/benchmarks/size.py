@@ -17,7 +17,7 @@ from justdubit_jax import cli
 from justdubit_jax.data.batch import Batch, SampleShape, StreamShape, StreamTokens
 from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.errors import InputError
-from justdubit_jax.models import tokens
+from justdubit_jax.models.tokens import Layout
 from justdubit_jax.training import settings
 
 REPO = Path(__file__).parents[2]
@@ -67,7 +67,24 @@ def config_of(layers: int, width: int) -> dict[str, Any]:
             "use_audio_video_cross_attention": True,
             "share_ff": False,
             "av_cross_ada_norm": True,
-        }
+        },
+        # What the codecs compress: 8 x 32 x 32 pixels, 4 x 4 of the mel spectrogram.
+        "vae": {
+            "encoder_blocks": [["compress_all_res", {}]] * 3,
+            "decoder_blocks": [["compress_all", {}]] * 3,
+            "timestep_conditioning": False,
+        },
+        "audio_vae": {
+            "model": {
+                "params": {
+                    "ddconfig": {
+                        "mel_bins": 64,
+                        "attn_resolutions": [],
+                        "mid_block_add_attention": False,
+                    }
+                }
+            }
+        },
     }
 
 
@@ -90,6 +107,10 @@ class Size:
         return config_of(self.layers, self.width)
 
     @property
+    def layout(self) -> Layout:
+        return Layout.from_metadata(self.config)
+
+    @property
     def grid(self) -> tuple[int, int, int]:
         """Latent frames, rows and columns of the target; 16 x 220 tokens at 640x352x121."""
         count = self.video_tokens // 2
@@ -100,8 +121,8 @@ class Size:
     @property
     def positions(self) -> tuple[np.ndarray, np.ndarray]:
         """Of [reference | target], video and audio; both parts begin at 0."""
-        video = tokens.video_positions(self.grid, FPS)
-        audio = tokens.audio_positions(self.audio_tokens // 2)
+        video = self.layout.video_positions(self.grid, FPS)
+        audio = self.layout.audio_positions(self.audio_tokens // 2)
         return np.concatenate([video] * 2, 1), np.concatenate([audio] * 2, 1)
 
     @property

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 from parity.golden import (
+    LAYOUT,
     Golden,
     Tensors,
     load,
@@ -128,15 +129,15 @@ def token_layout(golden: Golden, wanted: Collection[str]) -> Tensors:
     seconds = [n / doubles.get(rate, rate) for n, rate in zip(frames, fps, strict=True)]
     counts = inputs["sequence_lengths"].tolist()
     draws = zip(inputs["normal_samples"], counts, strict=True)
-    audio_positions = tokens.audio_positions(audio.shape[2])
-    positions = {name: tokens.video_positions(video.shape[2:], r) for name, r in rates.items()}
+    audio_positions = LAYOUT.audio_positions(audio.shape[2])
+    positions = {name: LAYOUT.video_positions(video.shape[2:], r) for name, r in rates.items()}
     found = {
         "video_tokens": tokens.video_tokens(video),
         "audio_tokens": tokens.audio_tokens(audio),
         "audio_positions": np.tile(audio_positions, (len(audio), 1, 1, 1)),
-        "audio_latent_frames": [tokens.audio_latent_frames(s) for s in meta["durations"]],
-        "audio_latent_frames_of_video": [tokens.audio_latent_frames(s) for s in seconds],
-        "video_latent_frames": [tokens.video_latent_frames(n) for n in frames],
+        "audio_latent_frames": [LAYOUT.audio_latent_frames(s) for s in meta["durations"]],
+        "audio_latent_frames_of_video": [LAYOUT.audio_latent_frames(s) for s in seconds],
+        "video_latent_frames": [LAYOUT.video_latent_frames(n) for n in frames],
         "logit_normal_shift": [objective.logit_shift(n) for n in counts],
         "logit_normal_timesteps": [objective.shifted_logit_normal(x, n) for x, n in draws],
     }
