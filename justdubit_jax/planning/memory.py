@@ -127,7 +127,7 @@ def sample_flops(training: Training, shape: SampleShape) -> StepFlops:
         objective = dataclasses.replace(
             training.objective, execution=Execution(remat, attend=xla_attention)
         )
-        return lambda adapters, *rest: jax.grad(
+        return lambda adapters, *rest: jax.value_and_grad(
             lambda adapters: _loss(training, objective, shape, adapters, *rest)
         )(adapters)
 
