@@ -7,7 +7,7 @@ from typing import Any
 
 from justdubit_jax.clips.rates import exact_fps
 from justdubit_jax.errors import InputError
-from justdubit_jax.models.tokens import FRAMES_PER_LATENT, PIXELS_PER_LATENT
+from justdubit_jax.models.tokens import Layout
 from justdubit_jax.sampling.guidance import Guidance, stg_blocks
 from justdubit_jax.training.values import at_least, existing, one_of, within
 
@@ -35,6 +35,16 @@ class Validation:
     skip_initial: bool
     holdout: int
     text_encoder_path: Path | None
+
+    def check_size(self, layout: Layout) -> None:
+        """Raises InputError unless it is a size that the checkpoint's codecs take."""
+        multiple, dims = layout.pixels_per_latent, (self.width, self.height, self.frames)
+        off_grid = any(n < 1 or n % multiple for n in dims[:2])
+        if off_grid or not layout.is_legal(self.frames):
+            raise InputError(
+                f"config: validation.video_dims {'x'.join(map(str, dims))}: width and height must "
+                f"be multiples of {multiple} and frames {layout.frames_per_latent}k+1"
+            )
 
 
 def read_validation(config: Any) -> Validation:
@@ -82,16 +92,10 @@ def read_validation(config: Any) -> Validation:
 
 
 def _video_dims(dims: Any) -> tuple[int, int, int]:
-    """(width, height, frames) of a size that the model takes."""
+    """(width, height, frames)."""
     if len(dims) != 3 or not all(isinstance(n, int) for n in dims):
         raise InputError(
             f"config: validation.video_dims is {tuple(dims)}, expected (width, height, frames)"
-        )
-    off_grid = any(n < 1 or n % PIXELS_PER_LATENT for n in dims[:2])
-    if off_grid or dims[2] < 1 or dims[2] % FRAMES_PER_LATENT != 1:
-        raise InputError(
-            f"config: validation.video_dims {'x'.join(map(str, dims))}: width and height must be "
-            "multiples of 32 and frames 8k+1"
         )
     return tuple(dims)
 
