@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from justdubit_jax.dubbing.job import Job, clip_job, encode_jobs, plain_job
-from justdubit_jax.dubbing.sample import Request
+from justdubit_jax.dubbing.job import Job, Request, clip_job, encode_jobs, plain_job
 from justdubit_jax.latents.text_cache import cached_contexts
 from justdubit_jax.training.settings import Settings
 from justdubit_jax.weights.checkpoint import Checkpoint

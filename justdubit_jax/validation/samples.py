@@ -15,8 +15,8 @@ import numpy as np
 
 from justdubit_jax.clips.pictures import contact_sheet_png, side_by_side
 from justdubit_jax.clips.write import write_video
-from justdubit_jax.dubbing.job import Job, decode_samples
-from justdubit_jax.dubbing.sample import Request, Sampler
+from justdubit_jax.dubbing.job import Job, Request, decode_samples
+from justdubit_jax.dubbing.sample import Sampler
 from justdubit_jax.latents.shapes import Frames, LatentPair, Sound
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.runs.display import Display, Report

@@ -20,8 +20,7 @@ from justdubit_jax.clips.read import probe, read_video
 from justdubit_jax.clips.write import write_video
 from justdubit_jax.data.samples import SampleFiles, find_samples, group_by_shape
 from justdubit_jax.devices import sharding
-from justdubit_jax.dubbing.job import Encoded, Job
-from justdubit_jax.dubbing.sample import Request
+from justdubit_jax.dubbing.job import Encoded, Job, Request
 from justdubit_jax.errors import InputError
 from justdubit_jax.latents import text_cache
 from justdubit_jax.latents.text_cache import cached_contexts
