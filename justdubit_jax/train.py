@@ -241,7 +241,7 @@ def command() -> None:
     parser.add_argument("--fresh", action="store_true", help="start over; move what is there aside")
     parser.add_argument("--dry-run", action="store_true", help="say what a run needs, and stop")
     parser.add_argument(
-        "--device-memory", type=cli.parse_bytes, help="for --dry-run, e.g. 80GB; default: ask"
+        "--device-memory", type=cli.byte_count, help="for --dry-run, e.g. 80GB; default: ask"
     )
     own, others = parser.parse_known_args()
     config = cli.parse_config(["train", "--config", own.config, *others])
