@@ -31,7 +31,7 @@ from justdubit_jax.planning.memory import (
     compile_step,
     device_memory,
     peak_flops,
-    sample_like_validation,
+    sample_of_size,
 )
 from justdubit_jax.planning.show import show, summary
 from justdubit_jax.planning.stand_in import flash_stand_in
@@ -46,9 +46,11 @@ from justdubit_jax.training.optimizer import curves
 from justdubit_jax.training.prepare import Training, first_state, prepare_training
 from justdubit_jax.training.settings import Settings
 from justdubit_jax.training.step import State
+from justdubit_jax.training.values import not_given
 from justdubit_jax.validation.holdout import split_holdout
 from justdubit_jax.validation.prepare import prepare_validation
 from justdubit_jax.validation.rounds import Rounds
+from justdubit_jax.validation.settings import read_validation
 from justdubit_jax.weights import keys
 from justdubit_jax.weights.checkpoint import Checkpoint, checkpoint_config, open_checkpoint
 from justdubit_jax.weights.load import load_weights
@@ -57,10 +59,10 @@ from justdubit_jax.weights.load import load_weights
 def main(config: ConfigDict, fresh: bool = False) -> None:
     """Set up, then one loop."""
     processes.start()
-    run = settings.read(config)
+    run, validation = settings.read(config), read_validation(config)
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not processes.is_first())
     mesh = sharding.make_mesh(*run.mesh)
-    buckets, held_out = read_data(run)
+    buckets, held_out = read_data(run, validation.holdout)
     source = open_checkpoint(run.model_path)
     training = prepare_training(run, source.config, mesh)
     idle = [name for name in keys.PARTS if name != keys.TRANSFORMER.name]
@@ -78,7 +80,8 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
         names = (sample.name for bucket in buckets for sample in bucket.samples)
         mark = fingerprint(config, source.shapes, names)
         newest, meta = continued(console, checkpoints, mark)
-        prepared = prepare_validation(run, source)  # before the transformer takes the memory
+        # Before the transformer takes the memory.
+        prepared = prepare_validation(run, validation, source)
         programs = compile_steps(compiler, training, buckets)
         frozen = load_base(training, source)
         batches = make_batches(run, buckets, mesh)
@@ -97,7 +100,9 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
         logs = open_logs(run, first_step, str(config))
         rates, peak = curves(run.optimizer), peak_flops(mesh)
         metrics = Metrics(run, first_step, rates, display, logs, peak)
-        rounds = Rounds(training, source, prepared, held_out, first_step, display, metrics, logs)
+        rounds = Rounds(
+            training, validation, source, prepared, held_out, first_step, display, metrics, logs
+        )
         rounds.interrupted = lambda: interrupt.asked
         interrupt.guarded = True
         rounds.catch_up(state.adapters, frozen)
@@ -132,24 +137,26 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
 
 def dry_run(config: ConfigDict, memory: int | None) -> None:
     """Print what the largest step needs; `memory` is the device's bytes, else what it tells."""
-    run = settings.read(config, dry_run=True)
+    run, v = settings.read(config), read_validation(config)
     mesh = sharding.make_mesh(*run.mesh)
     attend = attention if jax.default_backend() == "gpu" else flash_stand_in
     training = prepare_training(run, checkpoint_config(run.model_path), mesh, attend)
     if run.data_root is not None:
-        bucket = max(read_data(run)[0], key=lambda bucket: math.prod(bucket.grid))
+        bucket = max(read_data(run, v.holdout)[0], key=lambda bucket: math.prod(bucket.grid))
         sample, grid = read_sample(bucket.samples[0]), bucket.grid
     else:
-        sample, grid = sample_like_validation(run, training.model.config)
+        size = v.width, v.height, v.frames, v.frame_rate
+        sample, grid = sample_of_size(training.model.config, *size)
     program = compile_step(training, sample, grid)
     show(Console(highlight=False, soft_wrap=True), program.plan, memory or device_memory())
 
 
-def read_data(run: Settings) -> tuple[list[Bucket], list[Sample]]:
+def read_data(run: Settings, holdout: int = 0) -> tuple[list[Bucket], list[Sample]]:
     """The buckets to train on, and the samples that are held out."""
-    assert run.data_root is not None, "only a dry run may lack it"
+    if run.data_root is None:
+        raise not_given("data.preprocessed_data_root")
     samples = find_samples(run.data_root, run.folders)
-    samples, held_out = split_holdout(samples, run.validation.holdout, run.seed)
+    samples, held_out = split_holdout(samples, holdout, run.seed)
     if not samples:
         raise InputError("config: validation.holdout leaves no sample to train on")
     return make_buckets(samples), held_out

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,6 @@ from justdubit_jax.planning.flops import StepFlops, TokenCounts
 from justdubit_jax.planning.stand_in import flash_stand_in
 from justdubit_jax.training import objective
 from justdubit_jax.training.prepare import Training, sample_of_shape
-from justdubit_jax.training.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +65,13 @@ def compile_step(training: Training, sample: Batch, grid: tuple[int, int, int]) 
     return Program(step, make_plan(training, sample, step))
 
 
-def sample_like_validation(
-    run: Settings, config: TransformerConfig
+def sample_of_size(
+    config: TransformerConfig, width: int, height: int, frames: int, frame_rate: Fraction
 ) -> tuple[Batch, tuple[int, int, int]]:
-    """Shapes of a sample at `validation.video_dims`, its reference as long, and its latent grid."""
-    v, pixels = run.validation, tokens.PIXELS_PER_LATENT
-    grid = tokens.video_latent_frames(v.frames), v.height // pixels, v.width // pixels
-    audio = tokens.audio_latent_frames(float(v.frames / v.frame_rate))
+    """Shapes of a sample of that many pixels, its reference as long, and its latent grid."""
+    pixels = tokens.PIXELS_PER_LATENT
+    grid = tokens.video_latent_frames(frames), height // pixels, width // pixels
+    audio = tokens.audio_latent_frames(float(frames / frame_rate))
     return sample_of_shape(config, grid, audio, PROMPT_TOKENS), grid
 
 

@@ -87,7 +87,7 @@ def prepare_training(
     }
     optimizer = make_optimizer(run.optimizer, names)
     state = state_shardings(adapters, optimizer, mesh, mean=run.ema_decay > 0)
-    cross_timestep: CrossTimestep = "other" if run.cross_timestep == "other" else "own"
+    cross_timestep: CrossTimestep = run.cross_timestep or "own"  # LTX-2.0's, the only one so far
     execution = sharding.execution(mesh, run.remat, attend)
     return Training(
         run=run,

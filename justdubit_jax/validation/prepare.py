@@ -11,6 +11,7 @@ from justdubit_jax.latents.audio import sample_rate
 from justdubit_jax.latents.shapes import Contexts
 from justdubit_jax.latents.text_cache import cached_contexts
 from justdubit_jax.training.settings import Settings
+from justdubit_jax.validation.settings import Validation
 from justdubit_jax.weights.checkpoint import Checkpoint
 
 
@@ -31,13 +32,12 @@ class Prepared:
         return self.job.grid, *(None if x is None else x.shape for x in parts)
 
 
-def prepare_validation(run: Settings, checkpoint: Checkpoint) -> list[Prepared]:
+def prepare_validation(run: Settings, v: Validation, checkpoint: Checkpoint) -> list[Prepared]:
     """Encode the validation's prompts, clips and images. Raises InputError on a bad one."""
-    v = run.validation
     if not v.prompts or not v.interval:
         return []
     assert v.text_encoder_path is not None
-    jobs = [read_job(run, checkpoint, index) for index in range(len(v.prompts))]
+    jobs = [read_job(v, checkpoint, index) for index in range(len(v.prompts))]
     guided = any(guidance.cfg != 1 for guidance in v.guidance)
     wanted = [*v.prompts, v.negative_prompt] if guided else list(v.prompts)
     cache = run.output_dir / "contexts"
@@ -50,9 +50,8 @@ def prepare_validation(run: Settings, checkpoint: Checkpoint) -> list[Prepared]:
     ]
 
 
-def read_job(run: Settings, checkpoint: Checkpoint, index: int) -> Job:
+def read_job(v: Validation, checkpoint: Checkpoint, index: int) -> Job:
     """The clip and first frame of a prompt at the validation's size and frame rate."""
-    v = run.validation
     frames, sound, image = None, None, None
     count = v.frames
     if v.reference_videos:

@@ -13,6 +13,7 @@ from justdubit_jax.training.prepare import Training
 from justdubit_jax.validation.holdout import Holdout
 from justdubit_jax.validation.prepare import Prepared
 from justdubit_jax.validation.samples import Sampler
+from justdubit_jax.validation.settings import Validation
 from justdubit_jax.weights.checkpoint import Checkpoint
 
 
@@ -25,6 +26,7 @@ class Rounds:
     def __init__(
         self,
         training: Training,
+        validation: Validation,
         checkpoint: Checkpoint,
         prepared: Sequence[Prepared],
         held_out: Sequence[Sample],
@@ -34,13 +36,14 @@ class Rounds:
         logs: Sequence[Any],
     ):
         self.interrupted: Callable[[], bool] = lambda: False
-        self._run, self._first_step = training.run, first_step
+        self._run, self._validation, self._first_step = training.run, validation, first_step
         self._display, self._metrics = display, metrics
         graphdef, rule, mesh = training.graphdef, training.cross_timestep, training.mesh
         self._sampler = self._holdout = None
         if prepared:
             self._sampler = Sampler(
                 training.run,
+                validation,
                 checkpoint,
                 graphdef,
                 training.model.config,
@@ -57,7 +60,7 @@ class Rounds:
 
     def catch_up(self, adapters: lora.Adapters, frozen: Any) -> None:
         """Before the first step: the baseline, or what the run was killed in."""
-        v, step = self._run.validation, self._first_step
+        v, step = self._validation, self._first_step
         if step == 0:
             if v.interval and not v.skip_initial:
                 self.look(0, adapters, frozen)
@@ -71,7 +74,7 @@ class Rounds:
         run = self._run
         if step == run.steps or is_due(step, run.checkpoint_interval):
             self._rank(step, adapters, frozen)
-        if is_due(step, run.validation.interval):
+        if is_due(step, self._validation.interval):
             self.look(step, adapters, frozen)
 
     def look(self, step: int, adapters: lora.Adapters, frozen: Any) -> None:
@@ -85,7 +88,7 @@ class Rounds:
                 self._display.log(f"step {step}/{self._run.steps}  held-out loss {loss:.4f}")
 
     def _rank(self, step: int, adapters: lora.Adapters, frozen: Any) -> None:
-        if self._run.keep_best and self._holdout:
+        if self._validation.keep_best and self._holdout:
             with self._metrics.pause():
                 record = self._holdout.measure(step, adapters, frozen)
                 self._holdout.name_best(record, lora_files.export_path(self._run.output_dir, step))

@@ -27,6 +27,7 @@ from justdubit_jax.runs.display import Display, Report
 from justdubit_jax.sampling.guidance import SamplingSettings
 from justdubit_jax.training.settings import Settings
 from justdubit_jax.validation.prepare import Prepared
+from justdubit_jax.validation.settings import Validation
 from justdubit_jax.weights.checkpoint import Checkpoint
 
 
@@ -64,6 +65,7 @@ class Sampler:
     def __init__(
         self,
         run: Settings,
+        validation: Validation,
         checkpoint: Checkpoint,
         graphdef: Any,
         config: TransformerConfig,
@@ -74,7 +76,7 @@ class Sampler:
         logs: Sequence[Any],
         interrupted: Callable[[], bool] = lambda: False,
     ):
-        v = run.validation
+        self._validation = v = validation
         self._run, self._checkpoint, self._config, self._mesh = run, checkpoint, config, mesh
         self._turns = turns(prepared, v.videos_per_prompt, v.seed)
         self._display, self._logs, self._interrupted = display, logs, interrupted
@@ -113,7 +115,7 @@ class Sampler:
         self, batch: Sequence[Turn], adapters: Any, frozen: Any, say: Report
     ) -> list[tuple[Turn, Any]] | None:
         """The latents of this process's turns of the batch; None if interrupted."""
-        steps, own = self._run.validation.steps, processes.share(self._mesh, batch)
+        steps, own = self._validation.steps, processes.share(self._mesh, batch)
         streams = [self._conditioned(turn) for _, turn in own]
         starts = [sample.start(pair) for pair in streams]
         spread = functools.partial(processes.spread, self._mesh)
@@ -139,8 +141,8 @@ class Sampler:
         )
 
     def _batched(self, streams: sample.Streams) -> bool:
-        if self._run.validation.batch_guidance is not None:
-            return self._run.validation.batch_guidance
+        if self._validation.batch_guidance is not None:
+            return self._validation.batch_guidance
         return sample.runs_batched(self._config, streams, len(self._settings.passes))
 
     @functools.cache  # noqa: B019 (one Sampler a run)
@@ -180,9 +182,9 @@ class Sampler:
         rows = [("dubbed", frames)]
         if job.reference is not None:
             rows.insert(0, ("reference", job.reference))
-            if self._run.validation.include_reference:
+            if self._validation.include_reference:
                 shown = side_by_side(job.reference, frames)
-        voice = sound if self._run.validation.with_sound else None
+        voice = sound if self._validation.with_sound else None
         write_video(path, shown, job.fps, voice, rate)
         contact_sheet_png(path.with_suffix(".png"), rows)
         for log in self._logs:

@@ -28,13 +28,13 @@ from justdubit_jax.latents.text_cache import cached_contexts
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.runs.display import Display
-from justdubit_jax.sampling.guidance import Guidance
 from justdubit_jax.training import settings
 from justdubit_jax.validation import samples
 from justdubit_jax.validation.fixed_loss import FixedLoss
 from justdubit_jax.validation.holdout import split_holdout
 from justdubit_jax.validation.prepare import Prepared, prepare_validation
 from justdubit_jax.validation.samples import Sampler, in_batches, turns
+from justdubit_jax.validation.settings import read_validation
 from justdubit_jax.weights import keys
 from justdubit_jax.weights.checkpoint import open_checkpoint
 from justdubit_jax.weights.load import load_weights
@@ -69,22 +69,6 @@ def test_the_demos_samples_and_dub(demo):
     assert (demo / "run/samples/loss.png").is_file()
     assert len(list((demo / "run/contexts").glob("*.safetensors"))) == 2  # prompt and negative
     assert list((demo / "run/tensorboard").glob("events*"))
-
-
-def test_guidance_of_the_sound_is_the_pictures_unless_given(demo, tmp_path):
-    def guidance(*more):
-        return settings.read(config(demo, tmp_path, *more)).validation.guidance
-
-    key = "--config.validation."
-    assert guidance() == (Guidance(cfg=3.0), Guidance(cfg=3.0))
-    alike = guidance(f"{key}guidance_scale=2", f"{key}guidance_rescale=0.5")
-    assert alike[0] == alike[1] == Guidance(cfg=2.0, rescale=0.5)
-    assert guidance(
-        f"{key}audio_cfg_scale=7",
-        *(f"{key}video_modality_guidance_scale=3", f"{key}audio_modality_guidance_scale=2"),
-        *(f"{key}guidance_rescale=0.7", f"{key}audio_guidance_rescale=0"),
-        *(f"{key}stg_scale=1", f"{key}stg_blocks=(1, 2)", f"{key}stg_mode=stg_v"),
-    ) == (Guidance(3.0, 1.0, 3.0, 0.7, (1, 2)), Guidance(7.0, 1.0, 2.0, 0.0, ()))
 
 
 @pytest.fixture(scope="module")
@@ -169,14 +153,15 @@ def prepared(demo, tmp_path_factory):
     more = ("--config.validation.prompts=('A face says: hello.', 'A face says: bye.')",)
     more += (f"--config.validation.reference_videos={clips}",)
     more += ("--config.validation.videos_per_prompt=2", "--config.validation.guidance_rescale=0.7")
-    run = settings.read(config(demo, tmp_path_factory.mktemp("prepared"), *flags(demo, *more)))
-    return run, prepare_validation(run, open_checkpoint(run.model_path))
+    chosen = config(demo, tmp_path_factory.mktemp("prepared"), *flags(demo, *more))
+    run, validation = settings.read(chosen), read_validation(chosen)
+    return run, validation, prepare_validation(run, validation, open_checkpoint(run.model_path))
 
 
 def on_mesh(demo, prepared, mesh, interrupted=lambda: False, **change):
     """The run's sampler and fixed loss on a mesh, and the demo's model there."""
-    run, encoded = prepared
-    run = dataclasses.replace(run, validation=dataclasses.replace(run.validation, **change))
+    run, validation, encoded = prepared
+    validation = dataclasses.replace(validation, **change)
     source, place = (
         open_checkpoint(run.model_path),
         functools.partial(sharding.weight, mesh),
@@ -189,7 +174,17 @@ def on_mesh(demo, prepared, mesh, interrupted=lambda: False, **change):
     adapters = {path: jax.device_put(x, place(path, x.shape)) for path, x in trained.items()}
     display = Display(Console(file=io.StringIO()), 1)
     sampler = Sampler(
-        run, source, graphdef, model.config, encoded, "own", mesh, display, (), interrupted
+        run,
+        validation,
+        source,
+        graphdef,
+        model.config,
+        encoded,
+        "own",
+        mesh,
+        display,
+        (),
+        interrupted,
     )
     return sampler, FixedLoss(run, graphdef, "own", mesh), adapters, frozen
 
@@ -197,7 +192,7 @@ def on_mesh(demo, prepared, mesh, interrupted=lambda: False, **change):
 def sampled_and_measured(demo, prepared, mesh, **change):
     """Latents of every turn by its number, and the loss terms of the demo's four samples."""
     sampler, loss, *model = on_mesh(demo, prepared, mesh, **change)
-    run, _ = prepared
+    run, _, _ = prepared
     buckets = make_buckets(find_samples(run.data_root, run.folders))
     latents = {}
     for batch in in_batches(sampler._turns, mesh.size):
@@ -229,11 +224,11 @@ def test_devices_share_the_samples(demo, prepared, on_one, monkeypatch, data_axi
 @pytest.mark.parametrize(("calls", "files"), [(3, 0), (9, 1)])
 def test_an_interrupted_sampler_writes_nothing_more(demo, prepared, tmp_path, calls, files):
     """Asked before and after the one call of each sample, then before each decode."""
-    run, encoded = prepared
+    run, *rest = prepared
     left = iter([False] * calls)
     run = dataclasses.replace(run, output_dir=tmp_path)
     sampler, _, *model = on_mesh(
-        demo, (run, encoded), sharding.make_mesh(1, 1), lambda: next(left, True)
+        demo, (run, *rest), sharding.make_mesh(1, 1), lambda: next(left, True)
     )
     written = sampler.write(0, *model)
     assert len(written) == files == len(list(tmp_path.rglob("*.mp4")))
@@ -264,25 +259,8 @@ def test_the_holdout_is_chosen_by_the_seed():
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("validation.prompts=('a', 'b')", "validation.reference_videos has 1 entries"),
-        ("validation.images=('a.png', 'b.png')", "validation.images has 2 entries"),
-        ("validation.prompts=(' ',)", "empty prompt"),
-        ("validation.reference_videos=('nowhere.mp4',)", "nowhere.mp4 does not exist"),
-        ("model.text_encoder_path=nowhere", "text_encoder_path: nowhere does not exist"),
-        ("validation.stg_mode=stg_x", "expected one of stg_av, stg_v"),
-        ("validation.stg_blocks=('a',)", "stg_blocks is ('a',), expected numbers of blocks"),
-        ("validation.guidance_scale=nan", "guidance_scale is nan, expected at least 1"),
-        ("validation.audio_cfg_scale=0.5", "audio_cfg_scale is 0.5, expected at least 1"),
-        ("validation.audio_modality_guidance_scale=0", "audio_modality_guidance_scale is 0"),
-        ("validation.audio_guidance_rescale=1.5", "rescale is 1.5, expected 0 to 1"),
-        ("validation.video_dims=(96, 64)", "expected (width, height, frames)"),
-        ("validation.video_dims=(0, 64, 25)", "multiples of 32"),
-        ("validation.video_dims=(96, 64, 24)", "frames 8k+1"),
-        ("validation.prompts=(3,)", "expected texts"),
+        ("validation.reference_videos=('nowhere.mp4',)", "[0] is 'nowhere.mp4', expected a file"),
         ("validation.holdout=4", "leaves no sample"),
-        ("checkpoints.keep_best=True", "needs validation.holdout"),
-        ("hub.push_to_hub=True", "not supported yet"),
-        ("acceleration.load_text_encoder_in_8bit=True", "not needed"),
     ],
 )
 def test_set_ups_that_fail_before_the_first_step(demo, tmp_path, flag, message):
@@ -311,6 +289,6 @@ def test_without_a_reference_the_sound_is_as_long_as_the_picture(demo, tmp_path)
     more += (f"--config.validation.images={(str(tmp_path / 'first.png'),)}",)
     run = config(demo, tmp_path / "out", *flags(demo, *more))
     train.main(run)
-    assert settings.read(run).validation.images
+    assert read_validation(run).images
     clip = probe(tmp_path / "out/samples/step_000000_1.mp4")
     assert clip.has_audio and clip.fps == 25
