@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,16 @@ _MODEL_PREFIX = "model.diffusion_model."
 # A and B of every adapted linear by parameter path ("blocks.video.attn1.to_q.lora.A"): arrays, or
 # their shapes, or gradients.
 Adapters = dict[str, Any]
+
+
+class Weights(NamedTuple):
+    """All arrays of an adapted model: what is trained, and the rest as `split` gives it.
+
+    Arrays, or their shapes; with a model's structure they are a model again (`merge`).
+    """
+
+    adapters: Adapters
+    frozen: Any
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from justdubit_jax.clips.rates import exact_fps
 from justdubit_jax.errors import InputError
-from justdubit_jax.models.tokens import FRAMES_PER_LATENT, PIXELS_PER_LATENT
+from justdubit_jax.models.tokens import Layout
 from justdubit_jax.sampling.guidance import Guidance, StgMode, guidance_of_both
 from justdubit_jax.training.values import Values
 
@@ -26,9 +26,9 @@ class Validation:
     reference_videos: tuple[Path, ...]  # clips to dub
     videos_per_prompt: int
     include_reference: bool  # beside the sample, in its mp4
-    width: int  # pixels, a multiple of 32
+    width: int  # pixels; see check_size
     height: int
-    frames: int  # 8k+1
+    frames: int
     frame_rate: Fraction  # frames per second
     seed: int  # of a prompt's first sample; the next one's is one more
     steps: int  # Euler steps of a sample
@@ -40,6 +40,16 @@ class Validation:
     holdout: int  # samples kept out of training
     keep_best: bool  # name the checkpoint of least held-out loss; only with a holdout
     text_encoder_path: Path | None  # None only where there is nothing to sample
+
+    def check_size(self, layout: Layout) -> None:
+        """Raises InputError unless it is a size that the checkpoint's codecs take."""
+        multiple, dims = layout.pixels_per_latent, (self.width, self.height, self.frames)
+        off_grid = any(n < 1 or n % multiple for n in dims[:2])
+        if off_grid or not layout.is_legal(self.frames):
+            raise InputError(
+                f"config: validation.video_dims is {dims}, expected width and height in multiples "
+                f"of {multiple}, and frames {layout.frames_per_latent}k+1"
+            )
 
 
 def read_validation(config: ConfigDict) -> Validation:
@@ -99,15 +109,10 @@ def _files(v: Values, key: str, prompts: int) -> tuple[Path, ...]:
 
 
 def _video_dims(v: Values) -> tuple[int, int, int]:
-    """(width, height, frames) of a size that the model takes."""
-    key = "validation.video_dims"
-    dims = v.whole_numbers(key)
+    dims = v.whole_numbers("validation.video_dims")
     if len(dims) != 3:
-        raise v.wrong(key, "(width, height, frames)")
+        raise v.wrong("validation.video_dims", "(width, height, frames)")
     width, height, frames = dims
-    off_grid = any(n < 1 or n % PIXELS_PER_LATENT for n in (width, height))
-    if off_grid or frames < 1 or frames % FRAMES_PER_LATENT != 1:
-        raise v.wrong(key, "width and height in multiples of 32, and frames 8k+1")
     return width, height, frames
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from justdubit_jax.errors import InputError
+from justdubit_jax.models.tokens import Layout
 from justdubit_jax.weights import arrays, keys
 
 
@@ -40,6 +41,11 @@ class SafetensorsCheckpoint:
     shapes: Shapes
     _file_of: Mapping[str, Path]
 
+    @property
+    def layout(self) -> Layout:
+        """How its codecs cut pixels and sound into latents."""
+        return Layout.from_metadata(self.config)
+
     @contextlib.contextmanager
     def reader(self) -> Iterator[Callable[[str, arrays.Index], np.ndarray]]:
         """A function from key and slices to an array; files stay open inside the context."""
@@ -55,6 +61,11 @@ class OrbaxCheckpoint:
     path: Path
     config: dict[str, Any]
     shapes: Shapes
+
+    @property
+    def layout(self) -> Layout:
+        """How its codecs cut pixels and sound into latents."""
+        return Layout.from_metadata(self.config)
 
 
 Checkpoint = SafetensorsCheckpoint | OrbaxCheckpoint

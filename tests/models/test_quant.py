@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from helpers.golden import golden_checkpoint
 from helpers.toy import config
-from helpers.training import FACE, GRID, MASK, META, TARGETS, batch, draws
+from helpers.training import FACE, GRID, META, TARGETS, batch, draws, objective
 from helpers.training import start as golden_start
 
 from justdubit_jax import train
@@ -22,7 +22,7 @@ from justdubit_jax.models.attention import Execution
 from justdubit_jax.models.layers import Frozen, Linear
 from justdubit_jax.models.transformer import Modality, Transformer
 from justdubit_jax.models.transformer_config import TransformerConfig
-from justdubit_jax.training import objective, settings
+from justdubit_jax.training import settings
 from justdubit_jax.weights import keys
 from justdubit_jax.weights.load import load_weights, parameters
 
@@ -155,7 +155,7 @@ def test_the_backward_pass_keeps_no_weight(scheme, remat):
             positions=jnp.zeros((1, axes, 2, 2)),
             context=jnp.zeros((1, 2, CONFIG.caption_channels)),
             sigma=jnp.ones(1),
-            clean=jnp.zeros(1, jnp.int32),
+            clean_count=jnp.zeros(1, jnp.int32),
         )
 
     (short, stored), (long, _) = compiled(2), compiled(6)
@@ -171,16 +171,9 @@ def golden_loss(scheme):
     graphdef, _, frozen = lora.split(model)
 
     def loss(adapters, draws):
-        return objective.loss(
-            lora.merge(graphdef, adapters, frozen),
-            batch()._replace(face_mask=FACE),
-            draws,
-            grid=GRID,
-            mask_loss=MASK,
-            isolate=True,
-            dtype=jnp.bfloat16,
-            cross_timestep="own",
-        )[0]
+        model = lora.merge(graphdef, adapters, frozen)
+        masked = batch()._replace(face_mask=FACE)
+        return objective("own", dtype=jnp.bfloat16).loss(model, masked, draws, GRID)[0]
 
     return jax.jit(loss)
 

@@ -8,7 +8,8 @@ from flax import nnx
 from helpers.golden import error, golden_checkpoint, load_golden
 
 from justdubit_jax.errors import InputError
-from justdubit_jax.sampling.guidance import Guidance, SamplingSettings, stg_blocks
+from justdubit_jax.models.transformer import Transformer
+from justdubit_jax.sampling.guidance import Guidance, Prediction, SamplingSettings, stg_blocks
 from justdubit_jax.sampling.loop import Conditioned, denoise, predict
 from justdubit_jax.sampling.schedule import euler_step, sigmas, to_denoised, to_velocity
 from justdubit_jax.weights import keys
@@ -147,7 +148,7 @@ def test_given_tokens_stay_clean():
     """They act as reference tokens do, but take part in the attention between the modalities."""
     video, audio = STREAMS
     given = video.noise[:, 6:12] / 2
-    image = video._replace(given=given)
+    image = video._replace(first_frame=given)
     longer = video._replace(
         reference=jnp.concatenate([video.reference, given], 1), noise=video.noise[:, 6:]
     )
@@ -163,13 +164,14 @@ def test_given_tokens_stay_clean():
 
 def test_passes_that_are_off_are_not_computed():
     off = Guidance()
-    assert changed(video=off, audio=off).passes == ("plain",)
-    assert changed(video=off, audio=CFG).passes == ("plain", "negative")
-    assert changed(video=VIDEO, audio=off).passes == ("plain", "negative", "perturbed", "alone")
+    assert changed(video=off, audio=off).passes == (Prediction.PLAIN,)
+    assert changed(video=off, audio=CFG).passes == (Prediction.PLAIN, Prediction.NEGATIVE)
+    assert changed(video=VIDEO, audio=off).passes == tuple(Prediction)
     sizes = []
 
-    class Recorder:
-        config = model().config
+    class Recorder(Transformer):
+        def __init__(self):
+            self.config = model().config
 
         def __call__(self, video, audio, **options):
             sizes.append((len(video.latents), options["skip"] is not None))

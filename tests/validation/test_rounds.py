@@ -1,7 +1,6 @@
 """Samples and held-out losses while training, on the demo's files."""
 
 import dataclasses
-import functools
 import io
 import json
 import re
@@ -19,25 +18,25 @@ from safetensors.numpy import load_file
 from justdubit_jax import train
 from justdubit_jax.clips.read import probe, read_video
 from justdubit_jax.clips.write import write_video
-from justdubit_jax.data.samples import Sample, find_samples, make_buckets
+from justdubit_jax.data.samples import SampleFiles, find_samples, group_by_shape
 from justdubit_jax.devices import sharding
 from justdubit_jax.dubbing.job import Encoded, Job
+from justdubit_jax.dubbing.sample import Request
 from justdubit_jax.errors import InputError
 from justdubit_jax.latents import text_cache
 from justdubit_jax.latents.text_cache import cached_contexts
-from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
+from justdubit_jax.lora.adapters import Weights
 from justdubit_jax.runs.display import Display
 from justdubit_jax.training import settings
+from justdubit_jax.training.prepare import load_base, prepare_training
 from justdubit_jax.validation import samples
 from justdubit_jax.validation.fixed_loss import FixedLoss
 from justdubit_jax.validation.holdout import split_holdout
 from justdubit_jax.validation.prepare import Prepared, prepare_validation
-from justdubit_jax.validation.samples import Sampler, in_batches, turns
+from justdubit_jax.validation.samples import SampleWriter, in_batches, turns
 from justdubit_jax.validation.settings import read_validation
-from justdubit_jax.weights import keys
 from justdubit_jax.weights.checkpoint import open_checkpoint
-from justdubit_jax.weights.load import load_weights
 
 
 def flags(demo, *more):
@@ -96,12 +95,12 @@ def test_sampling_changes_nothing_in_the_training(demo, without, tmp_path):
 def test_a_run_killed_while_sampling_continues_from_its_checkpoint(
     demo, without, tmp_path, monkeypatch
 ):
-    def killed(self, step, adapters, frozen):
+    def killed(self, step, weights):
         if step:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Sampler, "write", killed)
+        patch.setattr(SampleWriter, "write", killed)
         train.main(config(demo, tmp_path / "out", *flags(demo)))
     train.main(config(demo, tmp_path / "out", *flags(demo)))
     got = load_file(lora_files.export_path(tmp_path / "out", 3))
@@ -159,46 +158,30 @@ def prepared(demo, tmp_path_factory):
 
 
 def on_mesh(demo, prepared, mesh, interrupted=lambda: False, **change):
-    """The run's sampler and fixed loss on a mesh, and the demo's model there."""
+    """The run's sample writer and fixed loss on a mesh, and the demo's model there."""
     run, validation, encoded = prepared
     validation = dataclasses.replace(validation, **change)
-    source, place = (
-        open_checkpoint(run.model_path),
-        functools.partial(sharding.weight, mesh),
-    )
-    model, _ = lora.adapted_model(source.config, run.lora)
-    graphdef, shapes, frozen = lora.split(
-        load_weights(source, keys.TRANSFORMER, model, run.dtype, place)
-    )
+    source = open_checkpoint(run.model_path)
+    training = prepare_training(run, source.config, mesh)
+    shapes, place = training.abstract.adapters, training.place.adapters
     trained = lora_files.read_file(lora_files.export_path(demo / "run", 60), shapes)
-    adapters = {path: jax.device_put(x, place(path, x.shape)) for path, x in trained.items()}
+    adapters = {path: jax.device_put(x, place[path]) for path, x in trained.items()}
     display = Display(Console(file=io.StringIO()), 1)
-    sampler = Sampler(
-        run,
-        validation,
-        source,
-        graphdef,
-        model.config,
-        encoded,
-        "own",
-        mesh,
-        display,
-        (),
-        interrupted,
-    )
-    return sampler, FixedLoss(run, graphdef, "own", mesh), adapters, frozen
+    writer = SampleWriter(training, validation, source, encoded, display, (), interrupted)
+    loss = FixedLoss(training.objective, training.graphdef, training.layout, mesh)
+    return writer, loss, Weights(adapters, load_base(training, source))
 
 
 def sampled_and_measured(demo, prepared, mesh, **change):
     """Latents of every turn by its number, and the loss terms of the demo's four samples."""
-    sampler, loss, *model = on_mesh(demo, prepared, mesh, **change)
-    run, _, _ = prepared
-    buckets = make_buckets(find_samples(run.data_root, run.folders))
+    writer, loss, weights = on_mesh(demo, prepared, mesh, **change)
+    run, validation, encoded = prepared
+    groups = group_by_shape(find_samples(run.data_root, run.folders))
     latents = {}
-    for batch in in_batches(sampler._turns, mesh.size):
-        done = sampler._sample(batch, *model, lambda *_: None)
+    for batch in in_batches(turns(encoded, validation.videos_per_prompt), mesh.size):
+        done = writer.sample(batch, weights, lambda *_: None)
         latents |= {turn.number: x for turn, x in done}
-    return latents, loss.mean(*model, buckets)
+    return latents, loss.mean(weights, groups)
 
 
 @pytest.fixture(scope="module")
@@ -227,10 +210,9 @@ def test_an_interrupted_sampler_writes_nothing_more(demo, prepared, tmp_path, ca
     run, *rest = prepared
     left = iter([False] * calls)
     run = dataclasses.replace(run, output_dir=tmp_path)
-    sampler, _, *model = on_mesh(
-        demo, (run, *rest), sharding.make_mesh(1, 1), lambda: next(left, True)
-    )
-    written = sampler.write(0, *model)
+    mesh = sharding.make_mesh(1, 1)
+    writer, _, weights = on_mesh(demo, (run, *rest), mesh, lambda: next(left, True))
+    written = writer.write(0, weights)
     assert len(written) == files == len(list(tmp_path.rglob("*.mp4")))
 
 
@@ -239,16 +221,16 @@ def test_turns_of_equal_shapes_stand_together():
         job = Job(frames, 64, 96, Fraction(25), None, None, None)
         context = np.zeros((1, 1), np.float32)
         encoded = Encoded(None, None, None)
-        return Prepared(job, encoded, "", (context, context), None)
+        return Prepared("", Request(job, encoded, (context, context), None, seed=5))
 
-    numbered = turns([of(9), of(17), of(9)], 2, seed=5)
+    numbered = turns([of(9), of(17), of(9)], 2)
     batches = list(in_batches(numbered, 3))
     assert [[t.number for t in batch] for batch in batches] == [[1, 2, 5], [6], [3, 4]]
-    assert [t.seed for t in numbered] == [5, 6] * 3
+    assert [t.request.seed for t in numbered] == [5, 6] * 3
 
 
 def test_the_holdout_is_chosen_by_the_seed():
-    samples = [Sample(str(i), {}) for i in range(20)]
+    samples = [SampleFiles(str(i), {}) for i in range(20)]
     rest, held = split_holdout(samples, 5, seed=1)
     assert len(held) == 5 and len(rest) == 15 and all(s in samples for s in rest + held)
     assert split_holdout(samples, 5, seed=1) == (rest, held)
@@ -260,6 +242,7 @@ def test_the_holdout_is_chosen_by_the_seed():
     ("flag", "message"),
     [
         ("validation.reference_videos=('nowhere.mp4',)", "[0] is 'nowhere.mp4', expected a file"),
+        ("validation.video_dims=(96, 350, 25)", "is (96, 350, 25), expected width and height in"),
         ("validation.holdout=4", "leaves no sample"),
     ],
 )

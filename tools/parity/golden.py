@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
+from justdubit_jax.models.tokens import Layout
 from justdubit_jax.models.transformer import Modality, Transformer
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.weights import keys
@@ -22,6 +23,18 @@ from justdubit_jax.weights.load import load_weights
 from justdubit_jax.weights.parts import build_part
 
 Tensors = dict[str, np.ndarray]
+
+# LTX-2's, which the token vectors are made with; their files bring no checkpoint.
+LAYOUT = Layout(
+    frames_per_latent=8,
+    pixels_per_latent=32,
+    video_channels=128,
+    audio_channels=8,
+    audio_bins=16,
+    sample_rate=16_000,
+    samples_per_mel=160,
+    mels_per_latent=4,
+)
 
 
 @dataclasses.dataclass(frozen=True)
