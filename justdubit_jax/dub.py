@@ -25,7 +25,7 @@ from justdubit_jax.files import open_tensors
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.transformer_config import TransformerConfig
-from justdubit_jax.sampling.guidance import Guidance, Prediction, SamplingSettings, stg_blocks
+from justdubit_jax.sampling.guidance import Prediction, SamplingSettings, guidance_of_both
 from justdubit_jax.weights import keys
 from justdubit_jax.weights.checkpoint import open_checkpoint
 from justdubit_jax.weights.load import load_weights
@@ -93,22 +93,17 @@ def main(args: argparse.Namespace) -> None:
 
 
 def sampling_settings(args: argparse.Namespace) -> SamplingSettings:
-    """How to sample; guidance of the sound that is not given is the picture's."""
-    blocks = stg_blocks(args.stg_mode, args.stg_blocks if args.stg_scale else ())
-    video = Guidance(
+    """How to sample, by the command's flags."""
+    video, audio = guidance_of_both(
         cfg=args.guidance_scale,
-        stg=args.stg_scale,
-        modality=args.a2v_guidance_scale,
+        audio_cfg=args.audio_cfg_guidance_scale,
+        video_modality=args.a2v_guidance_scale,
+        audio_modality=args.v2a_guidance_scale,
         rescale=args.video_rescale_scale,
-        stg_blocks=blocks[0],
-    )
-    cfg, rescale = args.audio_cfg_guidance_scale, args.audio_rescale_scale
-    audio = Guidance(
-        cfg=video.cfg if cfg is None else cfg,
+        audio_rescale=args.audio_rescale_scale,
         stg=args.stg_scale,
-        modality=args.v2a_guidance_scale,
-        rescale=video.rescale if rescale is None else rescale,
-        stg_blocks=blocks[1],
+        mode=args.stg_mode,
+        blocks=args.stg_blocks,
     )
     return SamplingSettings(
         video=video,

@@ -29,7 +29,7 @@ from justdubit_jax.planning.memory import (
     compile_step,
     device_memory,
     peak_flops,
-    shape_like_validation,
+    shape_of_size,
 )
 from justdubit_jax.planning.show import show, summary
 from justdubit_jax.planning.stand_in import flash_stand_in
@@ -51,9 +51,11 @@ from justdubit_jax.training.prepare import (
 )
 from justdubit_jax.training.settings import Settings
 from justdubit_jax.training.step import State
+from justdubit_jax.training.values import not_given
 from justdubit_jax.validation.holdout import split_holdout
 from justdubit_jax.validation.prepare import prepare_validation
 from justdubit_jax.validation.rounds import Rounds
+from justdubit_jax.validation.settings import read_validation
 from justdubit_jax.weights import keys
 from justdubit_jax.weights.checkpoint import checkpoint_config, open_checkpoint
 
@@ -61,14 +63,14 @@ from justdubit_jax.weights.checkpoint import checkpoint_config, open_checkpoint
 def main(config: ConfigDict, fresh: bool = False) -> None:
     """Set up, then one loop."""
     processes.start()
-    run = settings.read(config)
+    run, validation = settings.read(config), read_validation(config)
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not processes.is_first())
     with about("config: mesh.data x mesh.fsdp"):
         mesh = sharding.make_mesh(*run.mesh)
-    groups, held_out = read_data(run)
+    groups, held_out = read_data(run, validation.holdout)
     source = open_checkpoint(run.model_path)
     training = prepare_training(run, source.config, mesh)
-    run.validation.check_size(training.layout)
+    validation.check_size(training.layout)
     idle = [name for name in keys.PARTS if name != keys.TRANSFORMER.name]
     console.print(f"{run.model_path}: transformer; not needed to train: {', '.join(idle)}")
     for target, names in training.targets.items():
@@ -84,7 +86,8 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
         names = (files.name for group in groups for files in group.samples)
         mark = fingerprint(config, source.shapes, names)
         newest, meta = continued(console, checkpoints, mark)
-        prepared = prepare_validation(run, source)  # before the transformer takes the memory
+        # Before the transformer takes the memory.
+        prepared = prepare_validation(run, validation, source)
         programs = compile_steps(compiler, training, groups)
         frozen = load_base(training, source)
         batches = make_batches(training, groups)
@@ -103,7 +106,9 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
         logs = open_logs(run, first_step, str(config))
         rates, peak = curves(run.optimizer), peak_flops(mesh)
         metrics = Metrics(run, first_step, rates, display, logs, peak)
-        rounds = Rounds(training, source, prepared, held_out, first_step, display, metrics, logs)
+        rounds = Rounds(
+            training, validation, source, prepared, held_out, first_step, display, metrics, logs
+        )
         rounds.interrupted = lambda: interrupt.asked
         interrupt.guarded = True
         rounds.catch_up(Weights(state.adapters, frozen))
@@ -138,26 +143,28 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
 
 def dry_run(config: ConfigDict, memory: int | None) -> None:
     """Print what the largest step needs; `memory` is the device's bytes, else what it tells."""
-    run = settings.read(config, dry_run=True)
+    run, v = settings.read(config), read_validation(config)
     with about("config: mesh.data x mesh.fsdp"):
         mesh = sharding.make_mesh(*run.mesh)
     attend = attention if jax.default_backend() == "gpu" else flash_stand_in
     training = prepare_training(run, checkpoint_config(run.model_path), mesh, attend)
     if run.data_root is not None:
-        shapes = (group.shape for group in read_data(run)[0])
+        shapes = (group.shape for group in read_data(run, v.holdout)[0])
         shape = max(shapes, key=lambda shape: shape.video.tokens)
     else:
-        run.validation.check_size(training.layout)
-        shape = shape_like_validation(run, training.config, training.layout)
+        v.check_size(training.layout)
+        size = v.width, v.height, v.frames, v.frame_rate
+        shape = shape_of_size(training.config, training.layout, *size)
     program = compile_step(training, shape)
     show(Console(highlight=False, soft_wrap=True), program.plan, memory or device_memory())
 
 
-def read_data(run: Settings) -> tuple[list[ShapeGroup], list[SampleFiles]]:
+def read_data(run: Settings, holdout: int = 0) -> tuple[list[ShapeGroup], list[SampleFiles]]:
     """The samples to train on, by shape, and the samples that are held out."""
-    assert run.data_root is not None, "only a dry run may lack it"
+    if run.data_root is None:
+        raise not_given("data.preprocessed_data_root")
     samples = find_samples(run.data_root, run.folders)
-    samples, held_out = split_holdout(samples, run.validation.holdout, run.seed)
+    samples, held_out = split_holdout(samples, holdout, run.seed)
     if not samples:
         raise InputError("config: validation.holdout leaves no sample to train on")
     return group_by_shape(samples), held_out
@@ -220,7 +227,7 @@ def command() -> None:
     parser.add_argument("--fresh", action="store_true", help="start over; move what is there aside")
     parser.add_argument("--dry-run", action="store_true", help="say what a run needs, and stop")
     parser.add_argument(
-        "--device-memory", type=cli.parse_bytes, help="for --dry-run, e.g. 80GB; default: ask"
+        "--device-memory", type=cli.byte_count, help="for --dry-run, e.g. 80GB; default: ask"
     )
     own, others = parser.parse_known_args()
     config = cli.parse_config(["train", "--config", own.config, *others])

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int8, UInt8
 from justdubit_jax.models.layers import Frozen, Linear
 
 Scheme = Literal["int8", "fp8", "nf4"]
-SCHEMES: tuple[str, ...] = get_args(Scheme)
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 
 # Source: bitsandbytes' functional.py, create_normal_map, as published with QLoRA (appendix E).
 NF4 = np.array(

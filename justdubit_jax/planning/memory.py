@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,6 @@ from justdubit_jax.planning.flops import StepFlops
 from justdubit_jax.planning.stand_in import flash_stand_in
 from justdubit_jax.training.objective import Draw, Objective
 from justdubit_jax.training.prepare import Training
-from justdubit_jax.training.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +67,17 @@ def compile_step(training: Training, shape: SampleShape) -> Program:
     return Program(step, make_plan(training, shape, step))
 
 
-def shape_like_validation(run: Settings, config: TransformerConfig, layout: Layout) -> SampleShape:
-    """A sample at `validation.video_dims` with a face mask, its reference as long as its target."""
-    v = run.validation
-    grid = layout.grid(v.frames, v.height, v.width)
-    audio = layout.audio_latent_frames(float(v.frames / v.frame_rate))
+def shape_of_size(
+    config: TransformerConfig,
+    layout: Layout,
+    width: int,
+    height: int,
+    frames: int,
+    frame_rate: Fraction,
+) -> SampleShape:
+    """A sample of that many pixels with a face mask, its reference as long as its target."""
+    grid = layout.grid(frames, height, width)
+    audio = layout.audio_latent_frames(float(frames / frame_rate))
     text = PROMPT_TOKENS, config.caption_channels
     count = math.prod(grid)
     return SampleShape(

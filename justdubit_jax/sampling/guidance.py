@@ -78,6 +78,34 @@ def stg_blocks(
     return chosen, (chosen if mode == "stg_av" else ())
 
 
+def guidance_of_both(
+    *,
+    cfg: float,
+    audio_cfg: float | None,
+    video_modality: float,
+    audio_modality: float,
+    rescale: float,
+    audio_rescale: float | None,
+    stg: float,
+    mode: StgMode,
+    blocks: Sequence[int],
+) -> tuple[Guidance, Guidance]:
+    """Guidance of (video, audio); what is None for the sound is the picture's.
+
+    `stg`, `mode` and `blocks` are those of spatio-temporal guidance, see `stg_blocks`.
+    """
+    video_blocks, audio_blocks = stg_blocks(mode, blocks if stg else ())
+    video = Guidance(cfg, stg, video_modality, rescale, video_blocks)
+    audio = Guidance(
+        cfg=cfg if audio_cfg is None else audio_cfg,
+        stg=stg,
+        modality=audio_modality,
+        rescale=rescale if audio_rescale is None else audio_rescale,
+        stg_blocks=audio_blocks,
+    )
+    return video, audio
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplingSettings:
     """How to sample. `isolate`, `cross_timestep` and `dtype` are the training's own.

@@ -92,7 +92,7 @@ def prepare_training(
         first_frame_p=run.first_frame_p,
         mask_loss=run.mask_loss,
         isolate=run.isolate,
-        cross_timestep="other" if run.cross_timestep == "other" else "own",
+        cross_timestep=run.cross_timestep or "own",  # LTX-2.0's, the only one so far
         dtype=run.dtype,
         execution=sharding.execution(mesh, run.remat, attend),
     )

@@ -5,6 +5,7 @@ import dataclasses
 from justdubit_jax.dubbing.job import Job, Request, clip_job, encode_jobs, plain_job
 from justdubit_jax.latents.text_cache import cached_contexts
 from justdubit_jax.training.settings import Settings
+from justdubit_jax.validation.settings import Validation
 from justdubit_jax.weights.checkpoint import Checkpoint
 
 
@@ -16,13 +17,12 @@ class Prepared:
     request: Request
 
 
-def prepare_validation(run: Settings, checkpoint: Checkpoint) -> list[Prepared]:
+def prepare_validation(run: Settings, v: Validation, checkpoint: Checkpoint) -> list[Prepared]:
     """Encode the validation's prompts, clips and images. Raises InputError on a bad one."""
-    v = run.validation
     if not v.prompts or not v.interval:
         return []
     assert v.text_encoder_path is not None
-    jobs = [_job(run, checkpoint, index) for index in range(len(v.prompts))]
+    jobs = [_job(v, checkpoint, index) for index in range(len(v.prompts))]
     guided = any(guidance.cfg != 1 for guidance in v.guidance)
     wanted = [*v.prompts, v.negative_prompt] if guided else list(v.prompts)
     cache = run.output_dir / "contexts"
@@ -35,9 +35,8 @@ def prepare_validation(run: Settings, checkpoint: Checkpoint) -> list[Prepared]:
     ]
 
 
-def _job(run: Settings, checkpoint: Checkpoint, index: int) -> Job:
+def _job(v: Validation, checkpoint: Checkpoint, index: int) -> Job:
     """The clip and first frame of a prompt at the validation's size and frame rate."""
-    v = run.validation
     image = v.images[index] if v.images else None
     if not v.reference_videos:
         size = {"height": v.height, "width": v.width, "frames": v.frames}

@@ -13,6 +13,7 @@ from justdubit_jax.training.prepare import Training
 from justdubit_jax.validation.holdout import Holdout
 from justdubit_jax.validation.prepare import Prepared
 from justdubit_jax.validation.samples import SampleWriter
+from justdubit_jax.validation.settings import Validation
 from justdubit_jax.weights.checkpoint import Checkpoint
 
 
@@ -25,6 +26,7 @@ class Rounds:
     def __init__(
         self,
         training: Training,
+        validation: Validation,
         checkpoint: Checkpoint,
         prepared: Sequence[Prepared],
         held_out: Sequence[SampleFiles],
@@ -34,19 +36,25 @@ class Rounds:
         logs: Sequence[Any],
     ):
         self.interrupted: Callable[[], bool] = lambda: False
-        self._run, self._first_step = training.run, first_step
+        self._run, self._validation, self._first_step = training.run, validation, first_step
         self._display, self._metrics = display, metrics
         self._writer = self._holdout = None
         if prepared:
             self._writer = SampleWriter(
-                training, checkpoint, prepared, display, logs, lambda: self.interrupted()
+                training,
+                validation,
+                checkpoint,
+                prepared,
+                display,
+                logs,
+                lambda: self.interrupted(),
             )
         if held_out:
             self._holdout = Holdout(training, held_out, first_step, logs)
 
     def catch_up(self, weights: lora.Weights) -> None:
         """Before the first step: the baseline, or what the run was killed in."""
-        v, step = self._run.validation, self._first_step
+        v, step = self._validation, self._first_step
         if step == 0:
             if v.interval and not v.skip_initial:
                 self.look(0, weights)
@@ -60,7 +68,7 @@ class Rounds:
         run = self._run
         if step == run.steps or is_due(step, run.checkpoint_interval):
             self._rank(step, weights)
-        if is_due(step, run.validation.interval):
+        if is_due(step, self._validation.interval):
             self.look(step, weights)
 
     def look(self, step: int, weights: lora.Weights) -> None:
@@ -74,7 +82,7 @@ class Rounds:
                 self._display.log(f"step {step}/{self._run.steps}  held-out loss {loss:.4f}")
 
     def _rank(self, step: int, weights: lora.Weights) -> None:
-        if self._run.keep_best and self._holdout:
+        if self._validation.keep_best and self._holdout:
             with self._metrics.pause():
                 record = self._holdout.measure(step, weights)
                 self._holdout.name_best(record, lora_files.export_path(self._run.output_dir, step))

@@ -23,6 +23,7 @@ from justdubit_jax.runs.display import Display, Report
 from justdubit_jax.sampling.guidance import SamplingSettings
 from justdubit_jax.training.prepare import Training
 from justdubit_jax.validation.prepare import Prepared
+from justdubit_jax.validation.settings import Validation
 from justdubit_jax.weights.checkpoint import Checkpoint
 
 
@@ -63,13 +64,15 @@ class SampleWriter:
     def __init__(
         self,
         training: Training,
+        validation: Validation,
         checkpoint: Checkpoint,
         prepared: Sequence[Prepared],
         display: Display,
         logs: Sequence[Any],
         interrupted: Callable[[], bool] = lambda: False,
     ):
-        v, objective = training.run.validation, training.objective
+        v, objective = validation, training.objective
+        self._validation = validation
         self._run, self._checkpoint, self._together = training.run, checkpoint, training.mesh.size
         self._turns = turns(prepared, v.videos_per_prompt)
         self._display, self._logs, self._interrupted = display, logs, interrupted
@@ -113,7 +116,7 @@ class SampleWriter:
     ) -> list[tuple[Turn, LatentPair]] | None:
         """The latents of this process's turns of the batch; None if interrupted."""
         stage = "sampling" if len(batch) == 1 else f"sampling {len(batch)} at once"
-        first, steps = batch[0], self._run.validation.steps
+        first, steps = batch[0], self._validation.steps
         requests = [turn.request for turn in batch]
 
         def show(done: int) -> None:
@@ -158,9 +161,9 @@ class SampleWriter:
         rows = [("dubbed", frames)]
         if job.reference is not None:
             rows.insert(0, ("reference", job.reference))
-            if self._run.validation.include_reference:
+            if self._validation.include_reference:
                 shown = side_by_side(job.reference, frames)
-        voice = sound if self._run.validation.with_sound else None
+        voice = sound if self._validation.with_sound else None
         write_video(path, shown, job.fps, voice, rate)
         contact_sheet_png(path.with_suffix(".png"), rows)
         for log in self._logs:
