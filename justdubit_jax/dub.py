@@ -10,10 +10,8 @@ import math
 import tempfile
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from safetensors import safe_open
 
 from justdubit_jax import cli
 from justdubit_jax.clips.fit import fit_clip, fit_image
@@ -28,6 +26,7 @@ from justdubit_jax.latents.audio import audio_latent_shape, sample_rate
 from justdubit_jax.latents.text import text_encoder
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
+from justdubit_jax.lora.record import read_record
 from justdubit_jax.sampling.guidance import Guidance, SamplingSettings, stg_blocks
 from justdubit_jax.weights import keys
 from justdubit_jax.weights.checkpoint import Checkpoint, open_checkpoint
@@ -114,7 +113,7 @@ def sampling_settings(args: argparse.Namespace) -> SamplingSettings:
         video=video,
         audio=audio,
         isolate=not args.no_cross_attention_masking,
-        cross_timestep=args.cross_timestep or trained_rule(args.lora),
+        cross_timestep=args.cross_timestep or read_record(args.lora).cross_timestep,
         dtype=default_dtype(),
         batched=args.batch_guidance == "yes",
     )
@@ -130,12 +129,6 @@ def read_job(args: argparse.Namespace, checkpoint: Checkpoint, console: Console)
     image = fit_image(args.image, height, width) if args.image else None
     sound = read_audio(args.video, rate, Fraction(count) / clip.fps)
     return Job(count, height, width, clip.fps, clip.frames, sound, image)
-
-
-def trained_rule(path: Path) -> Any:
-    """The audio-video modulation that a LoRA file says it was trained with; JustDubit's if none."""
-    with safe_open(path, framework="numpy") as file:
-        return (file.metadata() or {}).get("cross_timestep", "own")
 
 
 def check_writable(path: Path) -> None:

@@ -23,7 +23,6 @@ from justdubit_jax.data.samples import Bucket, Sample, find_samples, make_bucket
 from justdubit_jax.devices import processes, sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.attention import attention
 from justdubit_jax.planning.advice import check_fits
 from justdubit_jax.planning.memory import (
@@ -38,8 +37,15 @@ from justdubit_jax.planning.stand_in import flash_stand_in
 from justdubit_jax.runs.display import Display
 from justdubit_jax.runs.fingerprint import check_same, fingerprint
 from justdubit_jax.runs.interrupt import Interrupt
+from justdubit_jax.runs.intervals import is_saved
 from justdubit_jax.runs.metrics import Metrics, NotFinite, open_logs
-from justdubit_jax.runs.output import claim_output, export_lora, is_due, lora_record, remove_old
+from justdubit_jax.runs.output import (
+    RunFolder,
+    claim_output,
+    export_lora,
+    lora_record,
+    remove_old,
+)
 from justdubit_jax.runs.state import Checkpoints
 from justdubit_jax.training import settings
 from justdubit_jax.training.optimizer import curves
@@ -68,11 +74,12 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
     for target, names in training.targets.items():
         console.print(f"LoRA {target}: {len(names)} modules")
 
-    claim_output(run.output_dir, fresh)
+    folder = RunFolder(run.output_dir)
+    claim_output(folder, fresh)
     with (
         Interrupt() as interrupt,
         background() as compiler,
-        Checkpoints(run.output_dir / "state") as checkpoints,
+        Checkpoints(folder.state) as checkpoints,
         Display(console, run.steps) as display,
     ):
         names = (sample.name for bucket in buckets for sample in bucket.samples)
@@ -89,14 +96,14 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
             batches.state = meta["data"]
             console.print(f"continuing {run.output_dir} from step {newest}")
             export_lora(training, state, only_missing=True)
-        largest = next(iter(programs.values())).result().plan
-        check_fits(largest, device_memory())
-        console.print(summary(largest, device_memory()))
+        plan = programs[largest(buckets)].result().plan
+        check_fits(plan, device_memory())
+        console.print(summary(plan, device_memory()))
 
         first_step = int(state.step)
-        logs = open_logs(run, first_step, str(config))
+        logs = open_logs(folder, run.wandb, first_step, str(config))
         rates, peak = curves(run.optimizer), peak_flops(mesh)
-        metrics = Metrics(run, first_step, rates, display, logs, peak)
+        metrics = Metrics(folder, first_step, rates, display, logs, peak)
         rounds = Rounds(training, source, prepared, held_out, first_step, display, metrics, logs)
         rounds.interrupted = lambda: interrupt.asked
         interrupt.guarded = True
@@ -112,7 +119,7 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
                 paths = [str(sample.files["latents"]) for sample in samples]
                 metrics.add(step, values, paths, program.plan.flops.model)
                 stopped = interrupt.reached(step)
-                if stopped or step == run.steps or is_due(step, run.checkpoint_interval):
+                if stopped or is_saved(step, run.steps, run.checkpoint_interval):
                     save(training, checkpoints, state, batches, mark)
                 if not stopped:
                     rounds.after(step, state.adapters, frozen)
@@ -123,11 +130,11 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
                 f"{run.output_dir}: loss or gradient not finite three steps in a row, not "
                 f"applied: {error}; the state before them is saved as step {int(state.step)}"
             ) from None
-        remove_old(run, checkpoints)
+        remove_old(folder, run.keep_last_n, checkpoints)
     if stopped:
         console.print(f"stopped at step {int(state.step)}; the same command continues")
     else:
-        console.print(f"done: {lora_files.export_path(run.output_dir, run.steps)}")
+        console.print(f"done: {folder.lora(run.steps)}")
 
 
 def dry_run(config: ConfigDict, memory: int | None) -> None:
@@ -137,7 +144,7 @@ def dry_run(config: ConfigDict, memory: int | None) -> None:
     attend = attention if jax.default_backend() == "gpu" else flash_stand_in
     training = prepare_training(run, checkpoint_config(run.model_path), mesh, attend)
     if run.data_root is not None:
-        bucket = max(read_data(run)[0], key=lambda bucket: math.prod(bucket.grid))
+        bucket = largest(read_data(run)[0])
         sample, grid = read_sample(bucket.samples[0]), bucket.grid
     else:
         sample, grid = sample_like_validation(run, training.model.config)
@@ -153,6 +160,16 @@ def read_data(run: Settings) -> tuple[list[Bucket], list[Sample]]:
     if not samples:
         raise InputError("config: validation.holdout leaves no sample to train on")
     return make_buckets(samples), held_out
+
+
+def largest(buckets: Sequence[Bucket]) -> Bucket:
+    """The bucket of the most latents, whose step takes the most memory."""
+    return max(buckets, key=latents_of)
+
+
+def latents_of(bucket: Bucket) -> int:
+    """Latents of a sample's picture."""
+    return math.prod(bucket.grid)
 
 
 def continued(
@@ -172,7 +189,7 @@ def compile_steps(
     compiler: ThreadPoolExecutor, training: Training, buckets: Sequence[Bucket]
 ) -> dict[Bucket, Future[Program]]:
     """Every bucket's step, largest first, compiled in the background while weights load."""
-    order = sorted(buckets, key=lambda bucket: -math.prod(bucket.grid))
+    order = sorted(buckets, key=latents_of, reverse=True)
     return {
         bucket: compiler.submit(compile_step, training, read_sample(bucket.samples[0]), bucket.grid)
         for bucket in order
@@ -223,10 +240,15 @@ def save(
     mark: Mapping[str, str],
 ) -> None:
     """Write the LoRA file and the state of this step; the oldest of both go."""
-    remove_old(training.run, checkpoints)
-    record = {"data": batches.state, "lora": lora_record(training), "fingerprint": dict(mark)}
+    run = training.run
+    remove_old(RunFolder(run.output_dir), run.keep_last_n, checkpoints)
+    meta = {
+        "data": batches.state,
+        "lora": lora_record(training).to_metadata(),
+        "fingerprint": dict(mark),
+    }
     export_lora(training, state)
-    checkpoints.save(state, record)
+    checkpoints.save(state, meta)
 
 
 def command() -> None:

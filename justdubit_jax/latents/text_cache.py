@@ -9,12 +9,12 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from safetensors import safe_open
 
 from justdubit_jax.data import precomputed
+from justdubit_jax.devices import processes
 from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.files import save_safetensors
 from justdubit_jax.latents.shapes import Contexts
@@ -29,7 +29,7 @@ def cached_contexts(
     stamp = f"{_stamp(model_path)} {_stamp(gemma)} {np.dtype(default_dtype())}"
     files = {p: cache / f"{_hash(stamp, p)}.safetensors" for p in dict.fromkeys(prompts)}
     missing = [prompt for prompt, file in files.items() if not file.exists()]
-    if missing and jax.process_index() == 0:
+    if missing and processes.is_first():
         encoder = text_encoder(checkpoint, gemma, default_dtype())
         for prompt in missing:
             tensors = dict(

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from justdubit_jax.errors import InputError
 from justdubit_jax.files import save_safetensors
 from justdubit_jax.lora.adapters import Adapters, LoRAConfig, names
+from justdubit_jax.lora.record import LoRARecord
 from justdubit_jax.weights.keys import TRANSFORMER
 
 
@@ -54,8 +55,8 @@ def config_of(path: Path) -> LoRAConfig:
         raise InputError(f"{path}: adapters of ranks {', '.join(map(str, ranks))}; expected one")
     modules = {key.removeprefix(FILE_PREFIX).removesuffix(suffix) for key in downs}
     targets = {re.sub(r"^transformer_blocks\.\d+\.", "", module) for module in modules}
-    alpha = float(metadata.get("alpha", ranks[0]))
-    return LoRAConfig(ranks[0], alpha, 0.0, tuple(sorted(targets)))
+    alpha = LoRARecord.from_metadata(metadata, path).alpha
+    return LoRAConfig(ranks[0], ranks[0] if alpha is None else alpha, 0.0, tuple(sorted(targets)))
 
 
 def file_tensors(adapters: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,20 +72,6 @@ def file_tensors(adapters: Mapping[str, Any]) -> dict[str, Any]:
             else:
                 tensors[name] = leaf[i] if stacked else leaf
     return dict(sorted(tensors.items()))
-
-
-def export_path(output_dir: Path, step: int, mean: bool = False) -> Path:
-    """OUTPUT/checkpoints/lora_weights_step_00250.safetensors, as the torch trainer names it.
-
-    The running mean's file ends with _ema.safetensors.
-    """
-    name = f"lora_weights_step_{step:05d}{'_ema' if mean else ''}.safetensors"
-    return output_dir / "checkpoints" / name
-
-
-def step_of(path: Path) -> int:
-    """The step of a file that `export_path` named."""
-    return int(path.stem.removesuffix("_ema").rpartition("_")[2])
 
 
 def write_file(path: Path, adapters: Adapters, dtype: Any, metadata: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ from justdubit_jax.dubbing.job import Encoded, Job, encode_jobs
 from justdubit_jax.latents.audio import sample_rate
 from justdubit_jax.latents.shapes import Contexts
 from justdubit_jax.latents.text_cache import cached_contexts
+from justdubit_jax.runs.output import RunFolder
 from justdubit_jax.training.settings import Settings
 from justdubit_jax.weights.checkpoint import Checkpoint
 
@@ -40,7 +41,7 @@ def prepare_validation(run: Settings, checkpoint: Checkpoint) -> list[Prepared]:
     jobs = [read_job(run, checkpoint, index) for index in range(len(v.prompts))]
     guided = any(guidance.cfg != 1 for guidance in v.guidance)
     wanted = [*v.prompts, v.negative_prompt] if guided else list(v.prompts)
-    cache = run.output_dir / "contexts"
+    cache = RunFolder(run.output_dir).contexts
     contexts = cached_contexts(wanted, checkpoint, run.model_path, v.text_encoder_path, cache)
     negative = contexts[v.negative_prompt] if guided else None
     encoded = encode_jobs(checkpoint, jobs)

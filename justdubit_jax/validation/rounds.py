@@ -5,10 +5,11 @@ from typing import Any
 
 from justdubit_jax.data.samples import Sample, make_buckets
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.lora import files as lora_files
 from justdubit_jax.runs.display import Display
+from justdubit_jax.runs.intervals import is_due, is_saved
+from justdubit_jax.runs.logs import Log
 from justdubit_jax.runs.metrics import Metrics
-from justdubit_jax.runs.output import is_due
+from justdubit_jax.runs.output import RunFolder
 from justdubit_jax.training.prepare import Training
 from justdubit_jax.validation.holdout import Holdout
 from justdubit_jax.validation.prepare import Prepared
@@ -31,7 +32,7 @@ class Rounds:
         first_step: int,
         display: Display,
         metrics: Metrics,
-        logs: Sequence[Any],
+        logs: Sequence[Log],
     ):
         self.interrupted: Callable[[], bool] = lambda: False
         self._run, self._first_step = training.run, first_step
@@ -69,7 +70,7 @@ class Rounds:
     def after(self, step: int, adapters: lora.Adapters, frozen: Any) -> None:
         """After a step, and its checkpoint if there is one."""
         run = self._run
-        if step == run.steps or is_due(step, run.checkpoint_interval):
+        if is_saved(step, run.steps, run.checkpoint_interval):
             self._rank(step, adapters, frozen)
         if is_due(step, run.validation.interval):
             self.look(step, adapters, frozen)
@@ -88,4 +89,4 @@ class Rounds:
         if self._run.keep_best and self._holdout:
             with self._metrics.pause():
                 record = self._holdout.measure(step, adapters, frozen)
-                self._holdout.name_best(record, lora_files.export_path(self._run.output_dir, step))
+                self._holdout.name_best(record, RunFolder(self._run.output_dir).lora(step))

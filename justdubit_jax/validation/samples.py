@@ -24,6 +24,8 @@ from justdubit_jax.latents.audio import audio_latent_shape
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.transformer_config import CrossTimestep, TransformerConfig
 from justdubit_jax.runs.display import Display, Report
+from justdubit_jax.runs.logs import Log
+from justdubit_jax.runs.output import RunFolder
 from justdubit_jax.sampling.guidance import SamplingSettings
 from justdubit_jax.training.settings import Settings
 from justdubit_jax.validation.prepare import Prepared
@@ -71,7 +73,7 @@ class Sampler:
         cross_timestep: CrossTimestep,
         mesh: Mesh,
         display: Display,
-        logs: Sequence[Any],
+        logs: Sequence[Log],
         interrupted: Callable[[], bool] = lambda: False,
     ):
         v = run.validation
@@ -172,7 +174,7 @@ class Sampler:
         return all(self._path(step, turn.number).exists() for turn in self._turns)
 
     def _path(self, step: int, number: int) -> Path:
-        return self._run.output_dir / "samples" / f"step_{step:06d}_{number}.mp4"
+        return RunFolder(self._run.output_dir).sample(step, number)
 
     def _save(self, step: int, number: int, job: Job, frames: Any, sound: Any, rate: int) -> Path:
         """Write a sample as mp4 and contact sheet, and log it."""
