@@ -16,6 +16,7 @@ from justdubit_jax.errors import InputError
 from justdubit_jax.files import open_tensors, save_safetensors
 from justdubit_jax.lora.adapters import Adapters, LoRAConfig
 from justdubit_jax.lora.dialects import COMFY, Dialect, blocks, name_in_block
+from justdubit_jax.lora.record import LoRARecord
 from justdubit_jax.weights.checkpoint import some_of
 
 
@@ -54,7 +55,8 @@ def config_of(path: Path) -> LoRAConfig:
         several = ", ".join(map(str, sorted(ranks)))
         raise InputError(f"{path}: adapters of ranks {several}; expected one")
     rank = ranks.pop()
-    return LoRAConfig(rank, float(metadata.get("alpha", rank)), 0.0, tuple(sorted(targets)))
+    alpha = LoRARecord.from_metadata(metadata, path).alpha
+    return LoRAConfig(rank, rank if alpha is None else alpha, 0.0, tuple(sorted(targets)))
 
 
 def file_tensors(adapters: Mapping[str, Any], dialect: Dialect = COMFY) -> dict[str, Any]:
@@ -73,20 +75,6 @@ def _block(leaf: Any, layer: int | None) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
     return leaf[layer]
-
-
-def export_path(output_dir: Path, step: int, mean: bool = False) -> Path:
-    """OUTPUT/checkpoints/lora_weights_step_00250.safetensors, as the torch trainer names it.
-
-    The running mean's file ends with _ema.safetensors.
-    """
-    name = f"lora_weights_step_{step:05d}{'_ema' if mean else ''}.safetensors"
-    return output_dir / "checkpoints" / name
-
-
-def step_of(path: Path) -> int:
-    """The step of a file that `export_path` named."""
-    return int(path.stem.removesuffix("_ema").rpartition("_")[2])
 
 
 def write_file(path: Path, adapters: Adapters, dtype: Any, metadata: Mapping[str, str]) -> None:

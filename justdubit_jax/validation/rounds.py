@@ -1,14 +1,14 @@
 """What is looked at while training, and when."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from justdubit_jax.data.samples import SampleFiles
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.lora import files as lora_files
 from justdubit_jax.runs.display import Display
+from justdubit_jax.runs.intervals import is_due, is_saved
+from justdubit_jax.runs.logs import Log
 from justdubit_jax.runs.metrics import Metrics
-from justdubit_jax.runs.output import is_due
+from justdubit_jax.runs.output import RunFolder
 from justdubit_jax.training.prepare import Training
 from justdubit_jax.validation.holdout import Holdout
 from justdubit_jax.validation.prepare import Prepared
@@ -33,7 +33,7 @@ class Rounds:
         first_step: int,
         display: Display,
         metrics: Metrics,
-        logs: Sequence[Any],
+        logs: Sequence[Log],
     ):
         self.interrupted: Callable[[], bool] = lambda: False
         self._run, self._validation, self._first_step = training.run, validation, first_step
@@ -66,7 +66,7 @@ class Rounds:
     def after(self, step: int, weights: lora.Weights) -> None:
         """After a step, and its checkpoint if there is one."""
         run = self._run
-        if step == run.steps or is_due(step, run.checkpoint_interval):
+        if is_saved(step, run.steps, run.checkpoint_interval):
             self._rank(step, weights)
         if is_due(step, self._validation.interval):
             self.look(step, weights)
@@ -85,4 +85,4 @@ class Rounds:
         if self._validation.keep_best and self._holdout:
             with self._metrics.pause():
                 record = self._holdout.measure(step, weights)
-                self._holdout.name_best(record, lora_files.export_path(self._run.output_dir, step))
+                self._holdout.name_best(record, RunFolder(self._run.output_dir).lora(step))
