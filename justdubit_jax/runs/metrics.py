@@ -14,11 +14,11 @@ from justdubit_jax.runs.charts import loss_curve_png
 from justdubit_jax.runs.display import Display
 from justdubit_jax.runs.logs import EventLog, Log, WandbLog
 from justdubit_jax.runs.output import RunFolder
+from justdubit_jax.training.settings import Wandb
 
 _NAMES = ("loss", "loss_video", "loss_audio", "grad_norm")
 
 type Values = Mapping[str, SupportsFloat]  # what the step gives, by these names
-from justdubit_jax.training.settings import Wandb
 
 
 def open_logs(folder: RunFolder, wandb: Wandb | None, resume_step: int, text: str) -> list[Log]:
