@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.commands import ONE_DEVICE, REPO
+from helpers.lines import json_lines
 from helpers.toy import config, export, one_step
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -133,7 +134,7 @@ def test_a_step_that_is_not_finite_is_named_and_not_applied(demo, tmp_path, caps
     printed = capsys.readouterr().err
     assert printed.count("not finite, step not applied") == 1  # one epoch of four samples
     assert str(root / "latents/clips/002_media.safetensors") in printed
-    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").open()]
+    lines = json_lines(tmp_path / "out/metrics.jsonl")
     assert [r["loss"] is None for r in lines].count(True) == 1
     assert all(
         np.isfinite(x.astype(np.float32)).all() for x in export(tmp_path / "out", 4).values()
@@ -194,7 +195,7 @@ def test_harmless_keys_may_change(demo, finished, tmp_path, capsys):
     train.main(config(demo, output, *EXTRAS, *flags, "--config.mesh.data=2"))  # two devices now
     assert "mesh.data" in capsys.readouterr().err
     assert lora_files.export_path(output, 5).is_file()
-    assert [json.loads(line)["step"] for line in (output / "metrics.jsonl").open()] == [
+    assert [r["step"] for r in json_lines(output / "metrics.jsonl")] == [
         1,
         2,
         3,
