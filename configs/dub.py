@@ -23,9 +23,8 @@ def get_config() -> config_dict.ConfigDict:
     c.model.model_path = config_dict.placeholder(str)  # LTX-2 .safetensors, or a converted folder
     c.model.text_encoder_path = config_dict.placeholder(str)  # Gemma 3 folder; for validation only
     c.model.training_mode = "lora"  # "lora" only
-    c.model.load_checkpoint = config_dict.placeholder(
-        str
-    )  # LoRA file (or its folder) to start from
+    # LoRA file, or its folder, to start from.
+    c.model.load_checkpoint = config_dict.placeholder(str)
     # Whose timesteps modulate the audio-video attention: "own" (JustDubit's trainer), "other"
     # (ltx-core >= 1.0.0, so today's ltx-pipelines and ComfyUI), or "auto": own for LTX-2.0.
     c.model.cross_timestep = "auto"
@@ -41,9 +40,8 @@ def get_config() -> config_dict.ConfigDict:
     c.training_strategy.name = "justdubit"  # the only one
     c.training_strategy.first_frame_conditioning_p = 0.1  # how often the first frame is given
     c.training_strategy.with_audio = True  # always
-    c.training_strategy.enable_cross_attention_masking = (
-        True  # no audio-video attention to references
-    )
+    # No audio-video attention to references.
+    c.training_strategy.enable_cross_attention_masking = True
     c.training_strategy.audio_latents_dir = "audio_latents"  # folders below preprocessed_data_root
     c.training_strategy.reference_latents_dir = "reference_latents"
     c.training_strategy.reference_audio_latents_dir = "reference_audio_latents"
@@ -93,6 +91,7 @@ def get_config() -> config_dict.ConfigDict:
 
     c.validation = config_dict.ConfigDict()
     c.validation.prompts = ()  # what to sample every interval; none, no samples
+    # The default of dub's --negative-prompt, too.
     c.validation.negative_prompt = "worst quality, inconsistent motion, blurry, jittery, distorted"
     c.validation.images = ()  # first frames, one a prompt
     c.validation.reference_videos = ()  # clips to dub, one a prompt
@@ -125,7 +124,8 @@ def get_config() -> config_dict.ConfigDict:
     c.checkpoints = config_dict.ConfigDict()
     c.checkpoints.interval = 250  # steps between checkpoints; 0 for the last step only
     c.checkpoints.keep_last_n = -1  # -1 keeps all
-    c.checkpoints.keep_best = False  # name the checkpoint of least held-out loss in best.json
+    # Name the checkpoint of least held-out loss in best.json; needs validation.holdout.
+    c.checkpoints.keep_best = False
     c.checkpoints.precision = "bfloat16"  # of the exported LoRA; or "float32"
 
     c.wandb = config_dict.ConfigDict()  # Weights & Biases, beside TensorBoard; extra "wandb"
@@ -137,12 +137,12 @@ def get_config() -> config_dict.ConfigDict:
 
     c.hub = config_dict.ConfigDict()
     c.hub.push_to_hub = False  # not supported yet
-    c.hub.hub_model_id = config_dict.placeholder(str)
+    c.hub.hub_model_id = config_dict.placeholder(str)  # not read until then
 
     c.flow_matching = config_dict.ConfigDict()
     c.flow_matching.timestep_sampling_mode = "shifted_logit_normal"  # or "uniform"
     c.flow_matching.timestep_sampling_params = ()  # (("std", 1.0),); (("min_value", 0.0), ...)
 
-    c.seed = 42
+    c.seed = 42  # 0..2**32 - 1, as validation.seed
     c.output_dir = "outputs/dub"  # state/, checkpoints/, metrics.jsonl; an existing run continues
     return c

@@ -93,11 +93,12 @@ def parse_config(argv: Sequence[str]) -> ConfigDict:
     return config
 
 
-def parse_bytes(text: str) -> int:
-    """80GB, 79.6GiB, 24e9."""
-    match = re.fullmatch(r"([\d.]+(?:e\d+)?)\s*([kMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+def byte_count(text: str) -> int:
+    """The `type` of a flag that takes a size: 80GB, 79.6GiB, 24e9."""
+    size = r"(\d+(?:\.\d*)?(?:e\d+)?)\s*([kMGT]?)(i?)B?"
+    match = re.fullmatch(size, text.strip(), re.IGNORECASE)
     if not match:
-        raise InputError(f"command line: --device-memory {text!r}: expected a size such as 80GB")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a size such as 80GB")
     number, prefix, binary = match.groups()
     base = 1024 if binary else 1000
     return int(float(number) * base ** " kmgt".index(prefix.lower() or " "))

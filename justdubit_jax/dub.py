@@ -8,29 +8,26 @@ import argparse
 import dataclasses
 import math
 import tempfile
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from safetensors import safe_open
 
 from justdubit_jax import cli
-from justdubit_jax.clips.fit import fit_clip, fit_image
 from justdubit_jax.clips.rates import exact_fps
-from justdubit_jax.clips.read import read_audio
 from justdubit_jax.clips.write import write_video
+from justdubit_jax.devices import sharding
 from justdubit_jax.devices.choose import default_dtype
-from justdubit_jax.dubbing import sample
-from justdubit_jax.dubbing.job import Job, decode_samples, encode_jobs
-from justdubit_jax.errors import InputError
-from justdubit_jax.latents.audio import audio_latent_shape, sample_rate
-from justdubit_jax.latents.text import text_encoder
+from justdubit_jax.dubbing.job import clip_job, decode_samples, make_request
+from justdubit_jax.dubbing.sample import Sampler
+from justdubit_jax.errors import InputError, about
+from justdubit_jax.files import open_tensors
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
-from justdubit_jax.sampling.guidance import Guidance, SamplingSettings, stg_blocks
+from justdubit_jax.models.transformer_config import TransformerConfig
+from justdubit_jax.sampling.guidance import Prediction, SamplingSettings, guidance_of_both
 from justdubit_jax.weights import keys
-from justdubit_jax.weights.checkpoint import Checkpoint, open_checkpoint
+from justdubit_jax.weights.checkpoint import open_checkpoint
 from justdubit_jax.weights.load import load_weights
 
 NEGATIVE_PROMPT = "worst quality, inconsistent motion, blurry, jittery, distorted"
@@ -50,65 +47,63 @@ _LIMITS = {
 }
 
 
+# --batch-guidance: the passes of a step side by side, or one after the other; by free memory.
+_BATCHED = {"yes": True, "no": False, "auto": None}
+
+
 def main(args: argparse.Namespace) -> None:
     """Encode, sample, decode, write."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     check_writable(args.out)
-    checkpoint = open_checkpoint(args.model_path)
+    checkpoint, settings = open_checkpoint(args.model_path), sampling_settings(args)
     config = lora_files.config_of(args.lora)
     config = dataclasses.replace(config, alpha=config.alpha * args.lora_strength)
-    model, _ = lora.adapted_model(checkpoint.config, config)
+    transformer_config = TransformerConfig.from_metadata(checkpoint.config)
+    with about(args.lora):
+        model, _ = lora.adapted_model(transformer_config, config)
     graphdef, shapes, _ = lora.split(model)
     adapters = lora_files.read_file(args.lora, shapes)
-    settings = sampling_settings(args)
-    settings.check(model.config.layers)
-    job = read_job(args, checkpoint, console)
-
-    guided = "negative" in settings.passes
-    encode_text = text_encoder(checkpoint, args.text_encoder_path, default_dtype())
-    prompt = encode_text([args.prompt])[0]
-    negative = encode_text([args.negative_prompt])[0] if guided else None
-    del encode_text
-    encoded = encode_jobs(checkpoint, [job])[0]
+    sampler = Sampler(
+        graphdef,
+        model.config,
+        checkpoint.layout,
+        sharding.make_mesh(1, 1),
+        settings,
+        args.steps,
+        _BATCHED[args.batch_guidance],
+    )
+    size = {"frame_rate": args.frame_rate, "height": args.height, "width": args.width}
+    job, notes = clip_job(checkpoint, args.video, args.image, **size)
+    for note in notes:
+        console.print(f"{args.video}: {note}")
+    negative = args.negative_prompt if Prediction.NEGATIVE in settings.passes else None
+    gemma, seed = args.text_encoder_path, args.seed
+    request = make_request(checkpoint, job, gemma, args.prompt, negative, seed)
 
     model = load_weights(checkpoint, keys.TRANSFORMER, model, settings.dtype)
-    graphdef, _, frozen = lora.split(model)
-    audio_shape = audio_latent_shape(checkpoint)
-    streams = sample.conditioned(
-        job, encoded, (prompt, negative), model.config, audio_shape, args.seed
-    )
-    if args.batch_guidance == "auto":
-        batched = sample.runs_batched(model.config, streams, len(settings.passes))
-        settings = dataclasses.replace(settings, batched=batched)
-    loop, tokens = sample.sampler(graphdef, settings), sample.start(streams)
-    pieces = sample.in_segments(loop, adapters, frozen, streams, tokens, args.steps)
+    weights = lora.Weights(adapters, lora.split(model)[2])
     with cli.counting(console, "sampling", args.steps) as show:
-        for done, tokens in pieces:  # noqa: B007 (the last are used)
-            show(done)
-    latents = sample.target_latents(job, tokens, streams, audio_shape[0])
-    del model, frozen, loop, pieces, tokens
+        sampled = sampler.sample(weights, [request], show)
+    assert sampled is not None, "nobody stops it"
+    del model, weights, sampler
+    (_, latents), *_ = sampled
     frames, sound, rate = next(decode_samples(checkpoint, [latents]))
     write_video(args.out, frames, job.fps, sound, rate)
     console.print(f"wrote {args.out}: {job.frames} frames, {float(job.fps):g} fps")
 
 
 def sampling_settings(args: argparse.Namespace) -> SamplingSettings:
-    """How to sample; guidance of the sound that is not given is the picture's."""
-    blocks = stg_blocks(args.stg_mode, args.stg_blocks if args.stg_scale else ())
-    video = Guidance(
+    """How to sample, by the command's flags."""
+    video, audio = guidance_of_both(
         cfg=args.guidance_scale,
-        stg=args.stg_scale,
-        modality=args.a2v_guidance_scale,
+        audio_cfg=args.audio_cfg_guidance_scale,
+        video_modality=args.a2v_guidance_scale,
+        audio_modality=args.v2a_guidance_scale,
         rescale=args.video_rescale_scale,
-        stg_blocks=blocks[0],
-    )
-    cfg, rescale = args.audio_cfg_guidance_scale, args.audio_rescale_scale
-    audio = Guidance(
-        cfg=video.cfg if cfg is None else cfg,
+        audio_rescale=args.audio_rescale_scale,
         stg=args.stg_scale,
-        modality=args.v2a_guidance_scale,
-        rescale=video.rescale if rescale is None else rescale,
-        stg_blocks=blocks[1],
+        mode=args.stg_mode,
+        blocks=args.stg_blocks,
     )
     return SamplingSettings(
         video=video,
@@ -116,25 +111,12 @@ def sampling_settings(args: argparse.Namespace) -> SamplingSettings:
         isolate=not args.no_cross_attention_masking,
         cross_timestep=args.cross_timestep or trained_rule(args.lora),
         dtype=default_dtype(),
-        batched=args.batch_guidance == "yes",
     )
-
-
-def read_job(args: argparse.Namespace, checkpoint: Checkpoint, console: Console) -> Job:
-    """The clip and the first frame as the model takes them. Raises InputError on bad ones."""
-    clip = fit_clip(args.video, args.frame_rate, args.height, args.width)
-    for note in clip.notes:
-        console.print(f"{args.video}: {note}")
-    count, height, width, _ = clip.frames.shape
-    rate = sample_rate(checkpoint)
-    image = fit_image(args.image, height, width) if args.image else None
-    sound = read_audio(args.video, rate, Fraction(count) / clip.fps)
-    return Job(count, height, width, clip.fps, clip.frames, sound, image)
 
 
 def trained_rule(path: Path) -> Any:
     """The audio-video modulation that a LoRA file says it was trained with; JustDubit's if none."""
-    with safe_open(path, framework="numpy") as file:
+    with open_tensors(path, "LoRA file") as file:
         return (file.metadata() or {}).get("cross_timestep", "own")
 
 

@@ -39,13 +39,13 @@ def main(args: argparse.Namespace) -> int:
     """Preprocess a data set; returns how many samples failed."""
     set_device(args.device)
     console = Console(stderr=True, highlight=False)
-    shapes = parse_buckets(args.resolution_buckets)
     columns = Columns(
         args.caption_column, args.video_column, args.reference_column, args.mask_column
     )
     rows = read_rows(args.dataset, columns)
     output = args.output_dir or args.dataset.parent / ".precomputed"
     checkpoint = open_checkpoint(args.model_path)
+    shapes = parse_buckets(args.resolution_buckets, checkpoint.layout)
     failures: dict[str, str] = {}
 
     with Progress(console=console, disable=not console.is_terminal) as progress:

@@ -6,8 +6,6 @@ with the same output_dir, training continues from the newest step; `--fresh` sta
 """
 
 import contextlib
-import functools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -17,13 +15,13 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from justdubit_jax import cli
-from justdubit_jax.data.batch import Batch
+from justdubit_jax.data.batch import SampleShape
 from justdubit_jax.data.batches import Batches
-from justdubit_jax.data.samples import Bucket, Sample, find_samples, make_buckets, read_sample
+from justdubit_jax.data.samples import SampleFiles, ShapeGroup, find_samples, group_by_shape
 from justdubit_jax.devices import processes, sharding
-from justdubit_jax.errors import InputError
-from justdubit_jax.lora import adapters as lora
+from justdubit_jax.errors import InputError, about
 from justdubit_jax.lora import files as lora_files
+from justdubit_jax.lora.adapters import Weights
 from justdubit_jax.models.attention import attention
 from justdubit_jax.planning.advice import check_fits
 from justdubit_jax.planning.memory import (
@@ -31,7 +29,7 @@ from justdubit_jax.planning.memory import (
     compile_step,
     device_memory,
     peak_flops,
-    sample_like_validation,
+    shape_of_size,
 )
 from justdubit_jax.planning.show import show, summary
 from justdubit_jax.planning.stand_in import flash_stand_in
@@ -43,26 +41,36 @@ from justdubit_jax.runs.output import claim_output, export_lora, is_due, lora_re
 from justdubit_jax.runs.state import Checkpoints
 from justdubit_jax.training import settings
 from justdubit_jax.training.optimizer import curves
-from justdubit_jax.training.prepare import Training, first_state, prepare_training
+from justdubit_jax.training.prepare import (
+    Training,
+    first_state,
+    load_base,
+    make_batches,
+    place_batch,
+    prepare_training,
+)
 from justdubit_jax.training.settings import Settings
 from justdubit_jax.training.step import State
+from justdubit_jax.training.values import not_given
 from justdubit_jax.validation.holdout import split_holdout
 from justdubit_jax.validation.prepare import prepare_validation
 from justdubit_jax.validation.rounds import Rounds
+from justdubit_jax.validation.settings import read_validation
 from justdubit_jax.weights import keys
-from justdubit_jax.weights.checkpoint import Checkpoint, checkpoint_config, open_checkpoint
-from justdubit_jax.weights.load import load_weights
+from justdubit_jax.weights.checkpoint import checkpoint_config, open_checkpoint
 
 
 def main(config: ConfigDict, fresh: bool = False) -> None:
     """Set up, then one loop."""
     processes.start()
-    run = settings.read(config)
+    run, validation = settings.read(config), read_validation(config)
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not processes.is_first())
-    mesh = sharding.make_mesh(*run.mesh)
-    buckets, held_out = read_data(run)
+    with about("config: mesh.data x mesh.fsdp"):
+        mesh = sharding.make_mesh(*run.mesh)
+    groups, held_out = read_data(run, validation.holdout)
     source = open_checkpoint(run.model_path)
     training = prepare_training(run, source.config, mesh)
+    validation.check_size(training.layout)
     idle = [name for name in keys.PARTS if name != keys.TRANSFORMER.name]
     console.print(f"{run.model_path}: transformer; not needed to train: {', '.join(idle)}")
     for target, names in training.targets.items():
@@ -75,13 +83,14 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
         Checkpoints(run.output_dir / "state") as checkpoints,
         Display(console, run.steps) as display,
     ):
-        names = (sample.name for bucket in buckets for sample in bucket.samples)
+        names = (files.name for group in groups for files in group.samples)
         mark = fingerprint(config, source.shapes, names)
         newest, meta = continued(console, checkpoints, mark)
-        prepared = prepare_validation(run, source)  # before the transformer takes the memory
-        programs = compile_steps(compiler, training, buckets)
+        # Before the transformer takes the memory.
+        prepared = prepare_validation(run, validation, source)
+        programs = compile_steps(compiler, training, groups)
         frozen = load_base(training, source)
-        batches = make_batches(run, buckets, mesh)
+        batches = make_batches(training, groups)
         if newest is None:
             state = first_state(training)
         else:
@@ -89,7 +98,7 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
             batches.state = meta["data"]
             console.print(f"continuing {run.output_dir} from step {newest}")
             export_lora(training, state, only_missing=True)
-        largest = next(iter(programs.values())).result().plan
+        largest = programs[max(programs, key=lambda shape: shape.video.tokens)].result().plan
         check_fits(largest, device_memory())
         console.print(summary(largest, device_memory()))
 
@@ -97,25 +106,27 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
         logs = open_logs(run, first_step, str(config))
         rates, peak = curves(run.optimizer), peak_flops(mesh)
         metrics = Metrics(run, first_step, rates, display, logs, peak)
-        rounds = Rounds(training, source, prepared, held_out, first_step, display, metrics, logs)
+        rounds = Rounds(
+            training, validation, source, prepared, held_out, first_step, display, metrics, logs
+        )
         rounds.interrupted = lambda: interrupt.asked
         interrupt.guarded = True
-        rounds.catch_up(state.adapters, frozen)
+        rounds.catch_up(Weights(state.adapters, frozen))
         stopped = interrupt.asked
         try:
             for step in range(first_step + 1, run.steps + 1):
                 if stopped:
                     break
-                bucket, samples, batch = next(batches)
-                program = programs[bucket].result()
-                state, values = program.run(state, frozen, spread(training, batch))
+                group, samples, batch = next(batches)
+                program = programs[group.shape].result()
+                state, values = program.run(state, frozen, place_batch(training, batch))
                 paths = [str(sample.files["latents"]) for sample in samples]
                 metrics.add(step, values, paths, program.plan.flops.model)
                 stopped = interrupt.reached(step)
                 if stopped or step == run.steps or is_due(step, run.checkpoint_interval):
                     save(training, checkpoints, state, batches, mark)
                 if not stopped:
-                    rounds.after(step, state.adapters, frozen)
+                    rounds.after(step, Weights(state.adapters, frozen))
             metrics.close()
         except NotFinite as error:
             save(training, checkpoints, state, batches, mark)
@@ -132,27 +143,31 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
 
 def dry_run(config: ConfigDict, memory: int | None) -> None:
     """Print what the largest step needs; `memory` is the device's bytes, else what it tells."""
-    run = settings.read(config, dry_run=True)
-    mesh = sharding.make_mesh(*run.mesh)
+    run, v = settings.read(config), read_validation(config)
+    with about("config: mesh.data x mesh.fsdp"):
+        mesh = sharding.make_mesh(*run.mesh)
     attend = attention if jax.default_backend() == "gpu" else flash_stand_in
     training = prepare_training(run, checkpoint_config(run.model_path), mesh, attend)
     if run.data_root is not None:
-        bucket = max(read_data(run)[0], key=lambda bucket: math.prod(bucket.grid))
-        sample, grid = read_sample(bucket.samples[0]), bucket.grid
+        shapes = (group.shape for group in read_data(run, v.holdout)[0])
+        shape = max(shapes, key=lambda shape: shape.video.tokens)
     else:
-        sample, grid = sample_like_validation(run, training.model.config)
-    program = compile_step(training, sample, grid)
+        v.check_size(training.layout)
+        size = v.width, v.height, v.frames, v.frame_rate
+        shape = shape_of_size(training.config, training.layout, *size)
+    program = compile_step(training, shape)
     show(Console(highlight=False, soft_wrap=True), program.plan, memory or device_memory())
 
 
-def read_data(run: Settings) -> tuple[list[Bucket], list[Sample]]:
-    """The buckets to train on, and the samples that are held out."""
-    assert run.data_root is not None, "only a dry run may lack it"
+def read_data(run: Settings, holdout: int = 0) -> tuple[list[ShapeGroup], list[SampleFiles]]:
+    """The samples to train on, by shape, and the samples that are held out."""
+    if run.data_root is None:
+        raise not_given("data.preprocessed_data_root")
     samples = find_samples(run.data_root, run.folders)
-    samples, held_out = split_holdout(samples, run.validation.holdout, run.seed)
+    samples, held_out = split_holdout(samples, holdout, run.seed)
     if not samples:
         raise InputError("config: validation.holdout leaves no sample to train on")
-    return make_buckets(samples), held_out
+    return group_by_shape(samples), held_out
 
 
 def continued(
@@ -169,14 +184,11 @@ def continued(
 
 
 def compile_steps(
-    compiler: ThreadPoolExecutor, training: Training, buckets: Sequence[Bucket]
-) -> dict[Bucket, Future[Program]]:
-    """Every bucket's step, largest first, compiled in the background while weights load."""
-    order = sorted(buckets, key=lambda bucket: -math.prod(bucket.grid))
-    return {
-        bucket: compiler.submit(compile_step, training, read_sample(bucket.samples[0]), bucket.grid)
-        for bucket in order
-    }
+    compiler: ThreadPoolExecutor, training: Training, groups: Sequence[ShapeGroup]
+) -> dict[SampleShape, Future[Program]]:
+    """The step of every shape, compiled in the background while weights load; largest first."""
+    shapes = sorted((group.shape for group in groups), key=lambda shape: -shape.video.tokens)
+    return {shape: compiler.submit(compile_step, training, shape) for shape in shapes}
 
 
 @contextlib.contextmanager
@@ -187,32 +199,6 @@ def background() -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def load_base(training: Training, source: Checkpoint) -> Any:
-    """The frozen weights, on their devices."""
-    run, place = training.run, functools.partial(sharding.weight, training.mesh)
-    part, model = keys.TRANSFORMER, training.model
-    loaded = load_weights(source, part, model, run.dtype, place, run.quantization)
-    return lora.split(loaded)[2]
-
-
-def make_batches(run: Settings, buckets: Sequence[Bucket], mesh: Any) -> Batches:
-    """Batches of this process's share of the samples of a step."""
-    hosts = jax.process_count()
-    size = run.accumulation * run.batch_size * mesh.size // hosts
-    return Batches(buckets, size, run.seed, run.reader_threads, jax.process_index(), hosts)
-
-
-def spread(training: Training, batch: Batch) -> Batch:
-    """This process's samples as its part of the step's batch, in micro-batches."""
-    place = sharding.micro_batches(training.mesh)
-
-    def put(x: Any) -> jax.Array:
-        micro = x.reshape(training.run.accumulation, -1, *x.shape[1:])
-        return jax.make_array_from_process_local_data(place, micro)
-
-    return jax.tree.map(put, batch)
 
 
 def save(
@@ -241,7 +227,7 @@ def command() -> None:
     parser.add_argument("--fresh", action="store_true", help="start over; move what is there aside")
     parser.add_argument("--dry-run", action="store_true", help="say what a run needs, and stop")
     parser.add_argument(
-        "--device-memory", type=cli.parse_bytes, help="for --dry-run, e.g. 80GB; default: ask"
+        "--device-memory", type=cli.byte_count, help="for --dry-run, e.g. 80GB; default: ask"
     )
     own, others = parser.parse_known_args()
     config = cli.parse_config(["train", "--config", own.config, *others])

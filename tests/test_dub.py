@@ -11,8 +11,11 @@ from safetensors.numpy import load_file, save_file
 from justdubit_jax import dub
 from justdubit_jax.clips.read import read_video
 from justdubit_jax.clips.write import write_video
+from justdubit_jax.dubbing.sample import Sampler
 from justdubit_jax.errors import InputError
-from justdubit_jax.sampling.guidance import Guidance
+from justdubit_jax.sampling.guidance import Guidance, Prediction
+
+PLAIN, NEGATIVE, *_ = Prediction
 
 
 def arguments(demo, tmp_path, **change):
@@ -61,6 +64,13 @@ def spoil(tensors):
     next(iter(tensors.values())).fill(np.nan)
 
 
+def make_wider(tensors):
+    """As for a base model of other widths."""
+    for key, tensor in tensors.items():
+        if "lora_A" in key:
+            tensors[key] = np.concatenate([tensor, tensor], 1)
+
+
 def rename(tensors):
     for key in list(tensors):
         tensors[key.replace("to_", "no_").replace("net", "nit")] = tensors.pop(key)
@@ -96,10 +106,26 @@ def rename(tensors):
     ],
 )
 def test_bad_input_is_refused_before_sampling(demo, tmp_path, monkeypatch, change, message):
-    monkeypatch.setattr(dub.sample, "sampler", None)
+    monkeypatch.setattr(Sampler, "sample", None)
     with pytest.raises(InputError, match=re.escape(message)):
         dub.main(dub.parse_arguments(arguments(demo, tmp_path, **change(demo, tmp_path))))
     assert not (tmp_path / "out.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (rename, r"'\S+\.no_\w+' matches no module of the model"),
+        (keep_one_block, r"\d+ missing and 0 unexpected tensors \(diffusion_model.*\.1\..*\)"),
+        (make_wider, r"diffusion_model.* is .*: made for another base model"),
+    ],
+)
+def test_a_lora_that_does_not_fit_is_named(demo, tmp_path, change, message):
+    """There is no training here, and no config: the file is what a person can look at."""
+    path = lora(demo, tmp_path, change)
+    with pytest.raises(InputError, match=rf"^{re.escape(str(path))}: {message}") as raised:
+        dub.main(dub.parse_arguments(arguments(demo, tmp_path, lora=path)))
+    assert not re.search(r"\brun\b|config|target|lora\.", str(raised.value)[len(str(path)) :])
 
 
 def test_guidance_flags(demo, tmp_path):
@@ -107,17 +133,17 @@ def test_guidance_flags(demo, tmp_path):
         return dub.sampling_settings(dub.parse_arguments(arguments(demo, tmp_path, **change)))
 
     plain = settings()
-    assert plain.passes == ("plain", "negative") and plain.video == plain.audio == Guidance(cfg=3.0)
-    assert settings(guidance_scale=1).passes == ("plain",)
+    assert plain.passes == (PLAIN, NEGATIVE) and plain.video == plain.audio == Guidance(cfg=3.0)
+    assert settings(guidance_scale=1).passes == (PLAIN,)
     alike = settings(guidance_scale=2, video_rescale_scale=0.5)
     assert alike.video == alike.audio == Guidance(cfg=2.0, rescale=0.5)
     change = {"audio_cfg_guidance_scale": 7, "a2v_guidance_scale": 3, "v2a_guidance_scale": 2}
     change |= {"video_rescale_scale": 0.7, "audio_rescale_scale": 0, "stg_scale": 1}
-    change |= {"stg_blocks": 1, "stg_mode": "stg_v", "batch_guidance": "yes"}
+    change |= {"stg_blocks": 1, "stg_mode": "stg_v"}
     every = settings(**change)
-    assert every.video == Guidance(3.0, 1.0, 3.0, 0.7, (1,)) and every.batched
+    assert every.video == Guidance(3.0, 1.0, 3.0, 0.7, (1,))
     assert every.audio == Guidance(7.0, 1.0, 2.0, 0.0, ())
-    assert every.passes == ("plain", "negative", "perturbed", "alone")
+    assert every.passes == tuple(Prediction)
 
 
 def test_an_unwritable_folder_is_one_line(demo, tmp_path):

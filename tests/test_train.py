@@ -22,7 +22,9 @@ from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.layers import Frozen
+from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.training import settings
+from justdubit_jax.training.prepare import first_state, prepare_training
 from justdubit_jax.weights.checkpoint import open_checkpoint
 
 
@@ -47,7 +49,8 @@ def test_eight_devices_give_the_step_of_one(demo, tmp_path, single, monkeypatch,
 
 def test_the_base_is_frozen_by_type(demo, tmp_path):
     run = settings.read(config(demo, tmp_path))
-    model, matched = lora.adapted_model(open_checkpoint(run.model_path).config, run.lora)
+    transformer = TransformerConfig.from_metadata(open_checkpoint(run.model_path).config)
+    model, matched = lora.adapted_model(transformer, run.lora)
     kinds = {type(v) for _, v in nnx.to_flat_state(nnx.state(model))}
     assert kinds == {Frozen, nnx.LoRAParam}
     assert {target: len(names) for target, names in matched.items()} == {
@@ -58,6 +61,14 @@ def test_the_base_is_frozen_by_type(demo, tmp_path):
         "net.0.proj": 6,
         "net.2": 6,
     }
+
+
+@pytest.mark.parametrize(("asked", "rule"), [("auto", "own"), ("own", "own"), ("other", "other")])
+def test_whose_timesteps_modulate_is_asked_for_or_the_checkpoints(demo, tmp_path, asked, rule):
+    run = settings.read(config(demo, tmp_path, f"--config.model.cross_timestep={asked}"))
+    mesh = sharding.make_mesh(*run.mesh)
+    training = prepare_training(run, open_checkpoint(run.model_path).config, mesh)
+    assert training.cross_timestep == rule
 
 
 SHORT = ("--config.optimization.steps=4", "--config.checkpoints.interval=2")
@@ -165,36 +176,14 @@ def test_a_run_with_moments_of_bytes_and_another_schedule(demo, tmp_path):
     assert export(tmp_path / "out", 2)
 
 
-def test_moments_of_bytes_have_no_other_dtype(demo, tmp_path):
-    flags = ("optimizer_type=adamw8bit", "first_moment_dtype=bfloat16")
-    with pytest.raises(InputError, match="first_moment_dtype is for adamw"):
-        settings.read(config(demo, tmp_path, *(f"--config.optimization.{f}" for f in flags)))
-
-
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("model.model_path=nowhere", "model.model_path: nowhere does not exist"),
-        ("training_strategy.name=text_to_video", "training_strategy.name is 'justdubit'"),
-        ("training_strategy.with_audio=False", "with_audio is True"),
-        ("acceleration.mixed_precision_mode=fp16", "mixed_precision_mode"),
-        ("validation.enable_cross_attention_masking=False", "must be training_strategy's"),
-        ("model.training_mode=full", "training_mode"),
-        ("acceleration.quantization=int2-quanto", "None or one of int8, fp8, nf4, int8-quanto"),
-        ("optimization.optimizer_type=adam", "expected one of adamw, adamw8bit"),
-        ("optimization.first_moment_dtype=float16", "expected one of float32, bfloat16"),
-        ("optimization.scheduler_type=cosin", "expected one of constant, linear, cosine, "),
-        ("optimization.warmup_steps=-1", "at least 0"),
-        ("optimization.ema_decay=1.0", "expected 0 to below 1"),
-        ("optimization.learning_rate=-1.0", "at least 0"),
-        ("optimization.scheduler_params=(('eta_min', 0.1),)", "unknown 'eta_min'"),
-        ("optimization.learning_rate_groups=(1, 2)", "expected pairs"),
-        ("optimization.learning_rate_groups=(('(ff', 1e-6),)", "'(ff' is no regex"),
-        ("lora.rank=0", "at least 1"),
-        ("lora.target_modules=('to_x',)", "'to_x' matches no module"),
-        ("mesh.data=3", "mesh.data x mesh.fsdp is 3 x 3"),
-        ("flow_matching.timestep_sampling_mode=other", "expected one of"),
-        ("validation.video_dims=(640, 350, 121)", "multiples of 32"),
+        ("training_strategy.name=text_to_video", "is 'text_to_video', expected 'justdubit'"),
+        ("validation.enable_cross_attention_masking=False", "as training_strategy's"),
+        ("data.preprocessed_data_root=", "expected --config.data.preprocessed_data_root=PATH"),
+        ("lora.target_modules=('to_x',)", "config: lora.target_modules: 'to_x' matches no module"),
+        ("mesh.data=3", "config: mesh.data x mesh.fsdp: 3 x 3 devices do not fit in the 8"),
         ("training_strategy.mask_config.mask_dir=nomasks", "nomasks/clips"),
     ],
 )
@@ -203,6 +192,33 @@ def test_configs_that_are_refused(demo, tmp_path, flag, message):
     with pytest.raises(InputError, match=re.escape(message)):
         train.main(config(demo, tmp_path / "out", f"--config.{flag}", *more))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "config: model.load_checkpoint: {folder}: no *step_*.safetensors"),
+        (
+            ("--config.lora.rank=4",),
+            "config: model.load_checkpoint, for lora.rank and lora.target_modules: {file}: ",
+        ),
+        (
+            ("--config.lora.target_modules=('to_q',)",),
+            "config: model.load_checkpoint, for lora.rank and lora.target_modules: {file}: 0 miss",
+        ),
+    ],
+)
+def test_a_lora_file_that_does_not_fit_is_named_with_its_key(demo, tmp_path, flags, message):
+    (tmp_path / "empty").mkdir()
+    file = lora_files.export_path(demo / "run", 60)
+    given = file if flags else tmp_path / "empty"
+    flags += (f"--config.model.load_checkpoint={given}",)
+    run = settings.read(config(demo, tmp_path / "out", *flags))
+    source = open_checkpoint(run.model_path).config
+    training = prepare_training(run, source, sharding.make_mesh(1, 1))
+    message = message.format(folder=tmp_path / "empty", file=file)
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        first_state(training)
 
 
 @pytest.mark.parametrize(

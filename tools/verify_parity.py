@@ -28,8 +28,9 @@ from typing import NamedTuple, NoReturn
 
 import jax
 import numpy as np
-from parity.cases import CASES, learning_rates
+from parity.cases import CASES
 from parity.golden import Golden, Tensors
+from parity.training import learning_rates
 
 from justdubit_jax import cli
 from justdubit_jax.errors import InputError

@@ -15,10 +15,9 @@ from justdubit_jax.clips.rates import exact_fps
 from justdubit_jax.clips.read import Picture, iterate_pictures, probe
 from justdubit_jax.clips.scale import resize_and_crop
 from justdubit_jax.errors import InputError
-from justdubit_jax.models.tokens import FRAMES_PER_LATENT, PIXELS_PER_LATENT
+from justdubit_jax.models.tokens import Layout
 
 PIXELS = 640 * 352  # to about this many a larger clip is scaled down
-MIN_FRAMES = FRAMES_PER_LATENT + 1
 _MAX_FPS = 240  # above it, a header's rate is a clock's: screen and browser recordings
 
 
@@ -38,6 +37,7 @@ class FittedClip:
 
 def fit_clip(
     path: str | Path,
+    layout: Layout,
     frame_rate: Fraction | float | int | str | None = None,
     height: int | None = None,
     width: int | None = None,
@@ -52,9 +52,10 @@ def fit_clip(
     """
     fps = probe(path).fps
     rate = _rate(path, fps, frame_rate)
-    if max_frames is not None and max_frames < MIN_FRAMES:
-        raise InputError(f"max_frames {max_frames}: a clip has at least {MIN_FRAMES} frames")
-    limit = None if max_frames is None else _legal_count(max_frames)
+    least = layout.frames_per_latent + 1
+    if max_frames is not None and max_frames < least:
+        raise InputError(f"max_frames {max_frames}: a clip has at least {least} frames")
+    limit = None if max_frames is None else layout.legal_frames(max_frames)
     times, frames, notes = [], [], []
 
     def upright(pictures: Iterable[Picture]) -> Iterator[tuple[Fraction, np.ndarray]]:
@@ -71,18 +72,18 @@ def fit_clip(
         for pixels in itertools.islice(_at_rate(upright(pictures), rate, fps), stop):
             if size is None:
                 y, x, _ = pixels.shape
-                size = fit_size(y, x, new_height=height, new_width=width)
+                size = fit_size(y, x, layout.pixels_per_latent, new_height=height, new_width=width)
                 notes += _size_notes(y, x, *size)
             frames.append(resize_and_crop(pixels[None], *size)[0])
-    if len(frames) < MIN_FRAMES:
+    if len(frames) < least:
         raise InputError(
-            f"{path}: {len(frames)} frames at {float(rate):g} fps, at least {MIN_FRAMES} are needed"
+            f"{path}: {len(frames)} frames at {float(rate):g} fps, at least {least} are needed"
         )
     if any(abs(time * fps - index) > 0.5 for index, time in enumerate(times)):
         notes.append(f"resampled from a variable frame rate to {float(rate):g} fps")
     elif rate != fps:
         notes.append(f"resampled {float(fps):g} -> {float(rate):g} fps")
-    count = _legal_count(len(frames))
+    count = layout.legal_frames(len(frames))
     if len(frames) == stop:
         notes.append(f"cut to its first {count} frames")
     elif count < len(frames):
@@ -100,23 +101,24 @@ def fit_image(path: str | Path, height: int, width: int) -> UInt8[np.ndarray, "1
 def fit_size(
     height: int,
     width: int,
+    multiple: int,
     *,
     new_height: int | None = None,
     new_width: int | None = None,
     pixels: int = PIXELS,
 ) -> tuple[int, int]:
-    """The size (height, width) to which a picture is brought: the nearest multiples of 32.
+    """The size (height, width) to which a picture is brought: the nearest multiples.
 
     Of a new height and width the one that is missing follows from the aspect. Where both are, the
     picture keeps its size, or is scaled down to about `pixels`. Raises InputError for a new size
     off the grid.
     """
     for name, size in (("height", new_height), ("width", new_width)):
-        if size is not None and (size <= 0 or size % PIXELS_PER_LATENT):
-            below = size // PIXELS_PER_LATENT * PIXELS_PER_LATENT
-            near = [n for n in (below, below + PIXELS_PER_LATENT) if n > 0] or [PIXELS_PER_LATENT]
+        if size is not None and (size <= 0 or size % multiple):
+            below = size // multiple * multiple
+            near = [n for n in (below, below + multiple) if n > 0] or [multiple]
             raise InputError(
-                f"{name} {size} is not a multiple of {PIXELS_PER_LATENT}; "
+                f"{name} {size} is not a multiple of {multiple}; "
                 f"nearest: {' and '.join(map(str, near))}"
             )
     if new_height is not None:
@@ -125,16 +127,11 @@ def fit_size(
         scale = new_width / width
     else:
         scale = min(1, math.sqrt(pixels / (height * width)))
-    return new_height or _nearest(height * scale), new_width or _nearest(width * scale)
 
+    def nearest(size: float) -> int:
+        return max(round(size / multiple), 1) * multiple
 
-def _nearest(size: float) -> int:
-    return max(round(size / PIXELS_PER_LATENT), 1) * PIXELS_PER_LATENT
-
-
-def _legal_count(frames: int) -> int:
-    """The largest 8k + 1 up to a number of frames."""
-    return (frames - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
+    return new_height or nearest(height * scale), new_width or nearest(width * scale)
 
 
 def _rate(

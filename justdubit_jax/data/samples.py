@@ -1,6 +1,7 @@
-"""Preprocessed samples: found, read, and put into buckets of equal shapes."""
+"""Preprocessed samples: found, read, and grouped by their shapes."""
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from justdubit_jax.data.batch import Batch, Stream
+from justdubit_jax.data.batch import Sample, SampleShape, StreamShape, StreamTokens
 from justdubit_jax.data.precomputed import TENSORS, open_sample_file
 from justdubit_jax.errors import InputError
 from justdubit_jax.models import tokens
+from justdubit_jax.models.tokens import Layout
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class SampleFiles:
     """One clip pair on disk: its name and the file of each role."""
 
     name: str
@@ -23,14 +25,14 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Bucket:
-    """Samples of equal shapes; `grid` is the target's latent (frames, rows, columns)."""
+class ShapeGroup:
+    """Samples of equal shapes, which share a compiled step and its batches."""
 
-    grid: tuple[int, int, int]
-    samples: tuple[Sample, ...]
+    shape: SampleShape
+    samples: tuple[SampleFiles, ...]
 
 
-def find_samples(root: Path, folders: Mapping[str, str]) -> list[Sample]:
+def find_samples(root: Path, folders: Mapping[str, str]) -> list[SampleFiles]:
     """Every sample of a data set, sorted by name; `folders` maps roles to folders below root.
 
     Raises InputError if there is none, or one lacks a companion file.
@@ -50,60 +52,78 @@ def find_samples(root: Path, folders: Mapping[str, str]) -> list[Sample]:
             if name not in names[role]:
                 raise InputError(f"{root}: sample {name} is incomplete: {folder}/{name} is missing")
     return [
-        Sample(name.removesuffix(".safetensors"), {r: root / f / name for r, f in folders.items()})
+        SampleFiles(
+            name.removesuffix(".safetensors"), {r: root / f / name for r, f in folders.items()}
+        )
         for name in everything
     ]
 
 
-def make_buckets(samples: Sequence[Sample]) -> list[Bucket]:
-    """Group samples by the shapes in their files' headers. Raises InputError on a bad file."""
-    groups: dict[Any, list[Sample]] = defaultdict(list)
+def group_by_shape(samples: Sequence[SampleFiles]) -> list[ShapeGroup]:
+    """Groups by the shapes in the files' headers. Raises InputError on a bad file."""
+    groups: dict[SampleShape, list[SampleFiles]] = defaultdict(list)
     for sample in samples:
-        shapes = {
-            role: tuple(tuple(file.get_slice(t).get_shape()) for t in TENSORS[role])
-            for role, path in sample.files.items()
-            for file in [open_sample_file(path, role)]
-        }
-        if "masks" in shapes and shapes["masks"][0] != shapes["latents"][0][1:]:
-            raise InputError(
-                f"{sample.files['masks']}: mask is {list(shapes['masks'][0])}, expected the "
-                f"latents' {list(shapes['latents'][0][1:])}"
-            )
-        groups[tuple(sorted(shapes.items()))].append(sample)
-    return [Bucket(dict(key)["latents"][0][1:], tuple(group)) for key, group in groups.items()]
+        groups[_read_shape(sample)].append(sample)
+    return [ShapeGroup(shape, tuple(group)) for shape, group in groups.items()]
 
 
-def read_sample(sample: Sample) -> Batch:
-    """One sample as a Batch without the batch axis, float32 numpy."""
+def _read_shape(sample: SampleFiles) -> SampleShape:
+    """A sample's sizes, from the headers of its files."""
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    for role, path in sample.files.items():
+        with open_sample_file(path, role) as file:
+            shapes[role] = [tuple(file.get_slice(name).get_shape()) for name in TENSORS[role]]
+    (channels, *grid), *_ = shapes["latents"]
+    if "masks" in shapes and (mask := shapes["masks"][0]) != tuple(grid):
+        raise InputError(
+            f"{sample.files['masks']}: mask is {list(mask)}, expected the latents' {grid}"
+        )
+    video_text, audio_text = shapes["conditions"]
+    reference, sound, reference_sound = (
+        shapes[role][0]
+        for role in ("reference_latents", "audio_latents", "reference_audio_latents")
+    )
+    frames, rows, columns = grid
+    return SampleShape(
+        grid=(frames, rows, columns),
+        video=StreamShape(math.prod(grid), math.prod(reference[1:]), channels, 3, *video_text),
+        audio=StreamShape(sound[1], reference_sound[1], sound[0] * sound[2], 1, *audio_text),
+        has_mask="masks" in shapes,
+    )
+
+
+def read_sample(sample: SampleFiles, layout: Layout) -> Sample:
+    """A sample's tokens and positions, float32 numpy."""
     arrays: dict[str, dict[str, Any]] = {}
     fps = 0.0
     for role, path in sample.files.items():
-        file = open_sample_file(path, role)
-        arrays[role] = {t: file.get_tensor(t).astype(np.float32) for t in TENSORS[role]}
+        with open_sample_file(path, role) as file:
+            arrays[role] = {t: file.get_tensor(t).astype(np.float32) for t in TENSORS[role]}
+            metadata = file.metadata() or {}
         if role == "latents":
-            fps = float((file.metadata() or {}).get("fps", 0))
+            fps = float(metadata.get("fps", 0))
             if not fps > 0:
                 raise InputError(f"{path}: no fps in the file's metadata")
     clips = [arrays[role]["latents"] for role in ("reference_latents", "latents")]
     sounds = [arrays[role]["latents"] for role in ("reference_audio_latents", "audio_latents")]
     contexts = arrays["conditions"]
-    return Batch(
+    return Sample(
         video=_stream(
             [tokens.video_tokens(clip[None])[0] for clip in clips],
-            [tokens.video_positions(clip.shape[1:], fps) for clip in clips],
+            [layout.video_positions(clip.shape[1:], fps) for clip in clips],
             contexts["video_context"],
         ),
         audio=_stream(
             [tokens.audio_tokens(sound[None])[0] for sound in sounds],
-            [tokens.audio_positions(sound.shape[1]) for sound in sounds],
+            [layout.audio_positions(sound.shape[1]) for sound in sounds],
             contexts["audio_context"],
         ),
         face_mask=arrays["masks"]["masks"].reshape(-1) if "masks" in arrays else None,
     )
 
 
-def _stream(both: Sequence[Any], positions: Sequence[Any], context: Any) -> Stream:
+def _stream(both: Sequence[Any], positions: Sequence[Any], context: Any) -> StreamTokens:
     """From the (reference, target) tokens of one modality and their positions."""
     reference, target = both
     joined: Any = np.concatenate(positions, 1)
-    return Stream(target, reference, joined, context)
+    return StreamTokens(target, reference, joined, context)

@@ -14,21 +14,20 @@ from pathlib import Path
 
 import jax
 from rich.console import Console
-from safetensors import safe_open
 
 from justdubit_jax import cli, dub, preprocess, train
 from justdubit_jax.data import precomputed
 from justdubit_jax.demo.assets import GEMMA_TEXT_CONFIG, make_dataset, make_gemma
 from justdubit_jax.demo.checkpoint import make_checkpoint
 from justdubit_jax.devices import sharding
+from justdubit_jax.files import open_tensors
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.runs.state import Checkpoints
 from justdubit_jax.training import settings
+from justdubit_jax.training.prepare import load_base, prepare_training
 from justdubit_jax.validation.fixed_loss import SIGMAS, FixedLoss
-from justdubit_jax.weights import keys
 from justdubit_jax.weights.checkpoint import open_checkpoint
-from justdubit_jax.weights.load import load_weights
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo.py"
 SAMPLES = 4
@@ -106,7 +105,7 @@ def main(workdir: Path) -> None:
     dub.main(dub.parse_arguments(dub_arguments))
 
     before, after = losses(run)
-    with safe_open(path, framework="numpy") as file:
+    with open_tensors(path, "LoRA file") as file:
         tensors = len(file.keys())
     console.print("[bold]Done[/] in", f"{time.perf_counter() - started:.0f} s")
     console.print(f"  checkpoint    {checkpoint}\n  text encoder  {gemma}")
@@ -122,16 +121,15 @@ def main(workdir: Path) -> None:
 
 def losses(run: settings.Settings) -> list[dict[str, float]]:
     """The fixed loss with the untrained and with the trained adapters."""
-    source = open_checkpoint(run.model_path)
-    model, _ = lora.adapted_model(source.config, run.lora)
-    model = load_weights(source, keys.TRANSFORMER, model, run.dtype, scheme=run.quantization)
-    graphdef, shapes, frozen = lora.split(model)
+    source, mesh = open_checkpoint(run.model_path), sharding.make_mesh(1, 1)
+    training = prepare_training(run, source.config, mesh)
+    frozen = load_base(training, source)
     with contextlib.closing(Checkpoints(run.output_dir / "state")) as checkpoints:
         trained = checkpoints.adapters(run.steps)
-    untrained = lora.init(shapes, jax.random.key(run.seed))
-    buckets, _ = train.read_data(run)
-    fixed = FixedLoss(run, graphdef, "own", sharding.make_mesh(1, 1))
-    return [fixed.mean(adapters, frozen, buckets) for adapters in (untrained, trained)]
+    untrained = lora.init(training.abstract.adapters, jax.random.key(run.seed))
+    groups, _ = train.read_data(run)
+    fixed = FixedLoss(training.objective, training.graphdef, training.layout, mesh)
+    return [fixed.mean(lora.Weights(a, frozen), groups) for a in (untrained, trained)]
 
 
 def remove_made(workdir: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 from justdubit_jax.latents.shapes import Latents, Sound
-from justdubit_jax.models.audio_vae import AudioDecoder, AudioEncoder, AudioVAEConfig
+from justdubit_jax.models.audio_vae import AudioDecoder, AudioEncoder
 from justdubit_jax.models.mel import MelConfig, log_mel
 from justdubit_jax.models.vocoder import Vocoder
 from justdubit_jax.weights import keys
@@ -15,26 +15,15 @@ from justdubit_jax.weights.checkpoint import Checkpoint
 from justdubit_jax.weights.parts import load_part
 
 
-def audio_encoder(checkpoint: Checkpoint) -> tuple[Callable[[Sound], Latents], int]:
-    """Stereo sound to normalised latents [c, t, m], and the sample rate that it must have.
+def audio_encoder(checkpoint: Checkpoint) -> Callable[[Sound], Latents]:
+    """Stereo sound at the layout's sample rate to normalised latents [c, t, m].
 
     In float32: the log-mel's quiet parts do not survive bfloat16.
     """
     model: AudioEncoder = load_part(checkpoint, keys.AUDIO_ENCODER, jnp.float32)
     mel = MelConfig.from_metadata(checkpoint.config)
     encode = nnx.jit(lambda model, sound: model(log_mel(sound, mel)))
-    return lambda sound: np.asarray(encode(model, jnp.asarray(sound)[None])[0]), mel.sample_rate
-
-
-def sample_rate(checkpoint: Checkpoint) -> int:
-    """The sample rate of the sound that the audio encoder takes."""
-    return MelConfig.from_metadata(checkpoint.config).sample_rate
-
-
-def audio_latent_shape(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Channels and frequency bins of an audio latent."""
-    channels = AudioVAEConfig.from_metadata(checkpoint.config).z_channels
-    return channels, MelConfig.from_metadata(checkpoint.config).bins // 4
+    return lambda sound: np.asarray(encode(model, jnp.asarray(sound)[None])[0])
 
 
 def audio_decoder(checkpoint: Checkpoint) -> tuple[Callable[[Latents], Sound], int]:

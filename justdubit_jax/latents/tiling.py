@@ -9,6 +9,7 @@ All tiles of a clip have one shape, so `encode` and `decode`, given jitted, comp
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Float32, UInt8
 
 from justdubit_jax.errors import InputError
-from justdubit_jax.models.tokens import FRAMES_PER_LATENT, PIXELS_PER_LATENT
+from justdubit_jax.models.tokens import Layout
 
 Coder = Callable[[np.ndarray], ArrayLike]  # one tile, with a batch axis of 1
 Spans = Sequence[slice]  # where the tiles lie on one axis, in order
@@ -44,19 +45,21 @@ class Tiling:
     two latents are shared on every axis, so that neither tile needs the one at its cut.
     """
 
+    layout: Layout
     pixels: int
     pixel_overlap: int
     frames: int
     frame_overlap: int
 
     def __post_init__(self):
+        in_time, in_space = self.layout.frames_per_latent, self.layout.pixels_per_latent
         for name in ("pixels", "pixel_overlap"):
-            if (got := getattr(self, name)) % PIXELS_PER_LATENT:
-                raise ValueError(f"{name}: got {got}, expected a multiple of {PIXELS_PER_LATENT}")
+            if (got := getattr(self, name)) % in_space:
+                raise ValueError(f"{name}: got {got}, expected a multiple of {in_space}")
         for name in ("frames", "frame_overlap"):
-            if (got := getattr(self, name)) % FRAMES_PER_LATENT != 1:
-                raise ValueError(f"{name}: got {got}, expected a multiple of 8, plus 1")
-        least = {"pixel_overlap": 2 * PIXELS_PER_LATENT, "frame_overlap": 1 + FRAMES_PER_LATENT}
+            if not self.layout.is_legal(got := getattr(self, name)):
+                raise ValueError(f"{name}: got {got}, expected a multiple of {in_time}, plus 1")
+        least = {"pixel_overlap": 2 * in_space, "frame_overlap": 1 + in_time}
         for (name, bound), size in zip(least.items(), (self.pixels, self.frames), strict=True):
             if not bound <= (got := getattr(self, name)) < size:
                 raise ValueError(
@@ -65,8 +68,9 @@ class Tiling:
 
     def split(self, frames: int, rows: int, columns: int) -> tuple[Spans, Spans, Spans]:
         """The tiles of a clip of so many latents, along its three axes."""
-        time = (self.frames // FRAMES_PER_LATENT + 1, self.frame_overlap // FRAMES_PER_LATENT + 1)
-        space = (self.pixels // PIXELS_PER_LATENT, self.pixel_overlap // PIXELS_PER_LATENT)
+        latents, in_space = self.layout.video_latent_frames, self.layout.pixels_per_latent
+        time = latents(self.frames), latents(self.frame_overlap)
+        space = self.pixels // in_space, self.pixel_overlap // in_space
         return _split(frames, *time), _split(rows, *space), _split(columns, *space)
 
 
@@ -74,12 +78,13 @@ class Tiling:
 # 6.5 GB to decode that, weights included, and 15 and 11 GB for a full tile: XLA's estimates, made
 # for a CPU.
 # The overlaps are those of Lightricks/LTX-2:packages/ltx-trainer/scripts/decode_latents.py.
-DEFAULT_TILING = Tiling(pixels=640, pixel_overlap=128, frames=121, frame_overlap=25)
+def default_tiling(layout: Layout) -> Tiling:
+    return Tiling(layout, pixels=640, pixel_overlap=128, frames=121, frame_overlap=25)
 
 
 def encode_tiled(
     encode: Coder, frames: UInt8[np.ndarray, "f y x 3"], tiling: Tiling
-) -> Float32[np.ndarray, "c (f-1)//8+1 y//32 x//32"]:
+) -> Float32[np.ndarray, "c _g _h _w"]:
     """Encode a clip; `encode` takes [1, 3, f, y, x] in -1..1 and returns latents [1, c, f, y, x].
 
     Frames after the last 8k + 1 are cropped, as by the encoder itself. Raises InputError unless
@@ -90,21 +95,19 @@ def encode_tiled(
     tile's latents are used only from where the tile before it ends; the overlap is its run-up.
     """
     count, height, width, _ = frames.shape
-    if height % PIXELS_PER_LATENT or width % PIXELS_PER_LATENT:
+    layout, in_space = tiling.layout, tiling.layout.pixels_per_latent
+    if height % in_space or width % in_space:
         raise InputError(
-            f"video: got {height} rows x {width} columns, expected multiples of {PIXELS_PER_LATENT}"
+            f"video: got {height} rows x {width} columns, expected multiples of {in_space}"
         )
-    shape = (
-        (count - 1) // FRAMES_PER_LATENT + 1,
-        height // PIXELS_PER_LATENT,
-        width // PIXELS_PER_LATENT,
-    )
+    shape = layout.grid(count, height, width)
     times, rows, columns = tiling.split(*shape)
+    frames_of, pixels_of = (functools.partial(f, layout) for f in (_frames, _pixels))
     latents = None
     for t, y, x in itertools.product(
-        _pieces(map(_frames, times), times, _successions),
-        _pieces(map(_pixels, rows), rows, _blends),
-        _pieces(map(_pixels, columns), columns, _blends),
+        _pieces(map(frames_of, times), times, _successions),
+        _pieces(map(pixels_of, rows), rows, _blends),
+        _pieces(map(pixels_of, columns), columns, _blends),
     ):
         pixels = rearrange(frames[t.source, y.source, x.source], "f y x c -> 1 c f y x")
         tile = np.asarray(encode(pixels.astype(np.float32) / 127.5 - 1), np.float32)[0]
@@ -128,9 +131,10 @@ def decode_tiled(
     Levels are rounded down, as in Lightricks/LTX-2's decode_video.
     """
     times, rows, columns = tiling.split(*latents.shape[1:])
-    times = _pieces(times, map(_frames, times), _blends)
-    rows = _pieces(rows, map(_pixels, rows), _blends)
-    columns = _pieces(columns, map(_pixels, columns), _blends)
+    frames_of, pixels_of = (functools.partial(f, tiling.layout) for f in (_frames, _pixels))
+    times = _pieces(times, map(frames_of, times), _blends)
+    rows = _pieces(rows, map(pixels_of, rows), _blends)
+    columns = _pieces(columns, map(pixels_of, columns), _blends)
     height, width = rows[-1].target.stop, columns[-1].target.stop
     begun = np.zeros((3, 0, height, width), np.float32)
     next_starts = [*(t.target.start for t in times[1:]), times[-1].target.stop]
@@ -170,13 +174,13 @@ def _split(length: int, size: int, overlap: int) -> Spans:
     return [slice(start, start + size) for start in starts]
 
 
-def _frames(latents: slice) -> slice:
+def _frames(layout: Layout, latents: slice) -> slice:
     start, stop = latents.start, latents.stop
-    return slice(FRAMES_PER_LATENT * start, FRAMES_PER_LATENT * (stop - 1) + 1)
+    return slice(layout.frames_per_latent * start, layout.frames_per_latent * (stop - 1) + 1)
 
 
-def _pixels(latents: slice) -> slice:
-    return slice(PIXELS_PER_LATENT * latents.start, PIXELS_PER_LATENT * latents.stop)
+def _pixels(layout: Layout, latents: slice) -> slice:
+    return slice(layout.pixels_per_latent * latents.start, layout.pixels_per_latent * latents.stop)
 
 
 def _blends(spans: Spans) -> Weights:

@@ -64,14 +64,14 @@ class AudioVAEConfig:
         )
 
     @property
+    def compression(self) -> int:
+        """Mel frames, and mel bins, to one of latents: each resolution but the last halves them."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @property
     def widths(self) -> list[int]:
         """Channels of each resolution, finest first."""
         return [self.channels * multiplier for multiplier in self.multipliers]
-
-
-def latent_frames(mel_frames: int) -> int:
-    """Latents that AudioEncoder makes of so many mel frames: 122 of 485."""
-    return -(-mel_frames // 4)
 
 
 class AudioEncoder(nnx.Module):

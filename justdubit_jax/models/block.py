@@ -34,7 +34,7 @@ class Skip(NamedTuple):
 class Conditioning(NamedTuple):
     """What a block needs to know of one stream; axis 2 of the modulations is (clean, noisy)."""
 
-    clean: Bool[Array, "b t"]
+    is_clean: Bool[Array, "b t"]
     modulation: Float[Array, "b 2 r d"]
     cross_modulation: Float[Array, "b 2 5 d"]
     rope: tuple[Array, Array]
@@ -44,7 +44,7 @@ class Conditioning(NamedTuple):
 
     def select(self, values: Float[Array, "b 2 d"]) -> Float[Array, "b t d"]:
         """Per token, the clean or the noisy value."""
-        return jnp.where(self.clean[..., None], values[:, :1], values[:, 1:])
+        return jnp.where(self.is_clean[..., None], values[:, :1], values[:, 1:])
 
 
 class Stream(nnx.Module):
@@ -160,15 +160,15 @@ def cross_attention(
 
     An isolated query's attention output is zero, of which `to_out` leaves its bias.
     """
-    (cos, sin), skip_x = x_side
-    (context_cos, context_sin), skip = context_side
+    (cos, sin), first = x_side
+    (context_cos, context_sin), context_first = context_side
     out = attn(
-        x[:, skip_x:],
-        context[:, skip:],
-        (cos[:, skip_x:], sin[:, skip_x:]),
-        (context_cos[:, skip:], context_sin[:, skip:]),
+        x[:, first:],
+        context[:, context_first:],
+        (cos[:, first:], sin[:, first:]),
+        (context_cos[:, context_first:], context_sin[:, context_first:]),
         execution=execution,
     )
     bias: Any = attn.to_out[0].bias
-    rest = jnp.broadcast_to(bias[...].astype(out.dtype), (len(x), skip_x, out.shape[2]))
-    return jnp.concatenate([rest, out], 1)
+    isolated = jnp.broadcast_to(bias[...].astype(out.dtype), (len(x), first, out.shape[2]))
+    return jnp.concatenate([isolated, out], 1)

@@ -16,6 +16,7 @@ Source of the formulas: Lightricks/LTX-2 packages/ltx-core/src/ltx_core/model/tr
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -36,21 +37,28 @@ from justdubit_jax.models.block import Block, Conditioning, Skip
 from justdubit_jax.models.layers import Frozen, Linear, TwoLinears
 from justdubit_jax.models.transformer_config import CrossTimestep, StreamConfig, TransformerConfig
 
+# Changes a (transient) block of that index before it runs.
+PrepareBlock = Callable[[Block, Array], None]
+
+
+# What is called as a Transformer is, and answers with the velocities of both modalities.
+VelocityModel = Callable[..., tuple[Array, Array]]
+
 
 class Modality(NamedTuple):
     """The tokens of one modality and what conditions them.
 
     Positions are (start, end) per axis and token: seconds, pixel rows, pixel columns for video,
-    seconds for audio; float32. The batch axis of positions may be 1. `clean` counts the leading
-    tokens of each sample whose timestep is 0; the others have `sigma`, 0..1. `context_len` counts
-    the text tokens in use; None means all of them.
+    seconds for audio; float32. The batch axis of positions may be 1. `clean_count` is how many
+    leading tokens of each sample have timestep 0; the others have `sigma`, 0..1. `context_len` is
+    how many text tokens are in use; None means all of them.
     """
 
     latents: Float[Array, "b t c"]
     positions: Float[Array, "#b n t 2"]
     context: Float[Array, "b s e"]
     sigma: Float[Array, " b"]
-    clean: Int[Array, " b"]
+    clean_count: Int[Array, " b"]
     context_len: Int[Array, " b"] | None = None
 
 
@@ -109,7 +117,7 @@ class StreamEnds(nnx.Module):
             m.context.astype(dtype), lambda x: jax.nn.gelu(x, approximate=True)
         )
         conditioning = Conditioning(
-            clean=jnp.arange(m.latents.shape[1])[None] < m.clean[:, None],
+            is_clean=jnp.arange(m.latents.shape[1])[None] < m.clean_count[:, None],
             modulation=modulation,
             cross_modulation=jnp.concatenate([cross_rows, cross_gate], 2),
             rope=self._rope(m.positions, self.stream.dim, self.stream.max_pos),
@@ -183,7 +191,7 @@ class Transformer(nnx.Module):
         isolated: tuple[int, int] = (0, 0),
         skip: Skip | None = None,
         execution: Execution = ONE_DEVICE,
-        prepare_block: Any = None,
+        prepare_block: PrepareBlock | None = None,
     ) -> tuple[Float[Array, "b tv cv"], Float[Array, "b ta ca"]]:
         """Predict the velocity (noise - clean latents) of every token.
 

@@ -1,4 +1,4 @@
-"""The video VAE of LTX-2: 8 frames x 32 x 32 pixels to one latent cell and back.
+"""The video VAE of LTX-2: frames of pixels to latents, 8 x 32 x 32 to one, and back.
 
 Both halves are a list of blocks that the checkpoint's metadata spells out, between a patchify of
 4 x 4 pixels and one convolution at each end. The first frame is a latent frame of its own, so
@@ -18,7 +18,6 @@ from jaxtyping import Array, Float
 
 from justdubit_jax.errors import InputError
 from justdubit_jax.models.layers import Frozen, rms_norm
-from justdubit_jax.models.tokens import FRAMES_PER_LATENT, PIXELS_PER_LATENT
 
 Padding = Literal["zeros", "reflect"]
 Stride = tuple[int, int, int]
@@ -70,6 +69,11 @@ class VideoEncoderConfig:
             blocks=_blocks(vae, "encoder_blocks", _DOWN, default_multiplier=2),
         )
 
+    @property
+    def compression(self) -> Stride:
+        """Frames, rows and columns of the video to one of latents."""
+        return _compression(self.patch_size, self.blocks)
+
 
 @dataclasses.dataclass(frozen=True)
 class VideoDecoderConfig:
@@ -98,6 +102,11 @@ class VideoDecoderConfig:
             # The metadata lists the decoder from video to latents.
             blocks=_blocks(vae, "decoder_blocks", _UP, default_multiplier=1)[::-1],
         )
+
+    @property
+    def compression(self) -> Stride:
+        """Frames, rows and columns of the video to one of latents."""
+        return _compression(self.patch_size, self.blocks)
 
 
 _UP: dict[str, Stride] = {
@@ -142,20 +151,13 @@ def _blocks(
         else:
             known = ", ".join(["res_x with num_layers", *strides])
             raise InputError(f"vae.{key}: got block {[name, params]}, expected {known}")
-    _check_scale(vae, key, blocks)
     return tuple(blocks)
 
 
-def _check_scale(vae: dict[str, Any], key: str, blocks: list[BlockConfig]) -> None:
+def _compression(patch_size: int, blocks: tuple[BlockConfig, ...]) -> Stride:
     strides = [block.stride for block in blocks if isinstance(block, ResampleConfig)]
     frames, rows, columns = (math.prod(axis) for axis in zip((1, 1, 1), *strides, strict=True))
-    patch = vae.get("patch_size", 4)
-    got = (frames, rows * patch, columns * patch)
-    expected = (FRAMES_PER_LATENT, PIXELS_PER_LATENT, PIXELS_PER_LATENT)
-    if got != expected:
-        raise InputError(
-            f"vae.{key}: got a scale of {got} frames, rows and columns, expected {expected}"
-        )
+    return frames, rows * patch_size, columns * patch_size
 
 
 class Statistics(nnx.Module):
@@ -321,20 +323,18 @@ class VideoEncoder(nnx.Module):
         self.down_blocks = nnx.List(down_blocks)
         self.conv_out = Conv(channels, config.latent_channels + 1, padding, causal=True)
 
-    def __call__(
-        self, video: Float[Array, "b c f y x"]
-    ) -> Float[Array, "b l (f-1)//8+1 y//32 x//32"]:
+    def __call__(self, video: Float[Array, "b c f y x"]) -> Float[Array, "b l _g _h _w"]:
         """Encode a clip; frames after the last 8 k + 1 are cropped.
 
-        Raises InputError unless rows and columns are multiples of 32.
+        Raises InputError unless rows and columns are multiples of 32 (see `compression`).
         """
         frames, rows, columns = video.shape[2:]
-        if rows % PIXELS_PER_LATENT or columns % PIXELS_PER_LATENT:
+        in_time, *in_space = self.config.compression
+        if rows % in_space[0] or columns % in_space[1]:
             raise InputError(
-                f"video: got {rows} rows x {columns} columns, expected multiples of "
-                f"{PIXELS_PER_LATENT}"
+                f"video: got {rows} rows x {columns} columns, expected multiples of {in_space[0]}"
             )
-        video = video[:, :, : frames - (frames - 1) % FRAMES_PER_LATENT]
+        video = video[:, :, : frames - (frames - 1) % in_time]
         patch = self.config.patch_size
         # Within a patch the column varies slower than the row, unlike everywhere else.
         x = rearrange(video, "b c f (y q) (x r) -> b f y x (c r q)", q=patch, r=patch)
@@ -364,15 +364,13 @@ class VideoDecoder(nnx.Module):
         self.up_blocks = nnx.List(up_blocks)
         self.conv_out = Conv(channels, config.channels * config.patch_size**2, padding, causal)
 
-    def __call__(
-        self, latents: Float[Array, "b l f y x"]
-    ) -> Float[Array, "b c 8*(f-1)+1 32*y 32*x"]:
+    def __call__(self, latents: Float[Array, "b l f y x"]) -> Float[Array, "b c _g _h _w"]:
         """Decode latents; raises InputError where they are too small to be padded by reflection."""
         rows, columns = latents.shape[3:]
         if self.config.padding == "reflect" and min(rows, columns) < 2:
             raise InputError(
-                f"latents: got {rows} rows x {columns} columns, expected at least 2 x 2 "
-                f"({2 * PIXELS_PER_LATENT} pixels), which vae.spatial_padding_mode 'reflect' needs"
+                f"latents: got {rows} rows x {columns} columns, expected at least 2 x 2, "
+                "which vae.spatial_padding_mode 'reflect' needs"
             )
         x = self.statistics.denormalize(rearrange(latents, "b c f y x -> b f y x c"))
         x = self.conv_in(x)

@@ -3,23 +3,25 @@
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from justdubit_jax.data.batch import Batch
+from justdubit_jax.data.batch import Batch, SampleShape, StreamShape
 from justdubit_jax.latents.text import PROMPT_TOKENS
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.models import tokens
+from justdubit_jax.models.attention import Execution, Remat, xla_attention
+from justdubit_jax.models.tokens import Layout
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.planning import flops
-from justdubit_jax.planning.flops import StepFlops, TokenCounts
+from justdubit_jax.planning.flops import StepFlops
 from justdubit_jax.planning.stand_in import flash_stand_in
-from justdubit_jax.training import objective
-from justdubit_jax.training.prepare import Training, sample_of_shape
-from justdubit_jax.training.settings import Settings
+from justdubit_jax.training.objective import Draw, Objective
+from justdubit_jax.training.prepare import Training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,97 +45,106 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One bucket's step."""
+    """The step of samples of one shape."""
 
     training: Training
-    counts: TokenCounts
+    shape: SampleShape
     memory: Memory
     flops: StepFlops  # of all samples of a step, on all devices
     stood_in: bool  # flash attention could not be compiled
 
 
 class Program(NamedTuple):
-    """A compiled step, (state, frozen, batch) -> (state, metrics), and what it needs."""
+    """A compiled step, (state, frozen, micro-batches) -> (state, metrics), and what it needs."""
 
-    run: Any
+    run: jax.stages.Compiled
     plan: Plan
 
 
-def compile_step(training: Training, sample: Batch, grid: tuple[int, int, int]) -> Program:
-    """Compile the step for samples like this one, of that latent grid."""
-    step = training.lower(sample, grid).compile()
-    return Program(step, make_plan(training, sample, step))
+def compile_step(training: Training, shape: SampleShape) -> Program:
+    """Compile the step for samples of that shape."""
+    step = training.lower(shape).compile()
+    return Program(step, make_plan(training, shape, step))
 
 
-def sample_like_validation(
-    run: Settings, config: TransformerConfig
-) -> tuple[Batch, tuple[int, int, int]]:
-    """Shapes of a sample at `validation.video_dims`, its reference as long, and its latent grid."""
-    v, pixels = run.validation, tokens.PIXELS_PER_LATENT
-    grid = tokens.video_latent_frames(v.frames), v.height // pixels, v.width // pixels
-    audio = tokens.audio_latent_frames(float(v.frames / v.frame_rate))
-    return sample_of_shape(config, grid, audio, PROMPT_TOKENS), grid
+def shape_of_size(
+    config: TransformerConfig,
+    layout: Layout,
+    width: int,
+    height: int,
+    frames: int,
+    frame_rate: Fraction,
+) -> SampleShape:
+    """A sample of that many pixels with a face mask, its reference as long as its target."""
+    grid = layout.grid(frames, height, width)
+    audio = layout.audio_latent_frames(float(frames / frame_rate))
+    text = PROMPT_TOKENS, config.caption_channels
+    count = math.prod(grid)
+    return SampleShape(
+        grid=grid,
+        video=StreamShape(count, count, config.video.in_channels, 3, *text),
+        audio=StreamShape(audio, audio, config.audio.in_channels, 1, *text),
+        has_mask=True,
+    )
 
 
-def make_plan(training: Training, sample: Batch, compiled: Any) -> Plan:
-    """The plan of a compiled step for samples like this one."""
-    analysis = compiled.memory_analysis()
-    run, mesh, state = training.run, training.mesh, training.abstract_state
+def make_plan(training: Training, shape: SampleShape, step: jax.stages.Compiled) -> Plan:
+    """The plan of a compiled step for samples of that shape."""
+    run, state = training.run, training.abstract_state
     arguments = {
-        "base": _bytes_here(training.frozen),
+        "base": _bytes_here(training.abstract.frozen),
         "lora": _bytes_here(state.adapters),
         "optimizer": _bytes_here(state.moments),
         "mean": 0 if state.mean is None else _bytes_here(state.mean),
-        "batch": run.accumulation * run.batch_size * _bytes(sample),
+        "batch": run.accumulation * run.batch_size * _bytes(shape.sample()),
     }
     gradients = arguments["lora"] * (1 if run.accumulation == 1 else 2)
-    activations = run.batch_size * _kept_bytes(training, sample)
-    total = (
+    activations = run.batch_size * _kept_bytes(training, shape)
+    workspace = program_bytes(step) - sum(arguments.values()) - gradients - activations
+    samples = run.accumulation * run.batch_size * training.mesh.size
+    return Plan(
+        training=training,
+        shape=shape,
+        memory=Memory(
+            **arguments, gradients=gradients, activations=activations, workspace=workspace
+        ),
+        flops=sample_flops(training, shape).times(samples),
+        stood_in=training.objective.execution.attend is flash_stand_in,
+    )
+
+
+def program_bytes(program: jax.stages.Compiled) -> int:
+    """What a compiled program takes on a device: arguments, results that reuse none of them, and
+    temporaries."""
+    analysis: Any = program.memory_analysis()
+    return (
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
         - analysis.alias_size_in_bytes
         + analysis.temp_size_in_bytes
     )
-    workspace = total - sum(arguments.values()) - gradients - activations
-    counts = token_counts(sample)
-    samples = run.accumulation * run.batch_size * mesh.size
-    return Plan(
-        training=training,
-        counts=counts,
-        memory=Memory(
-            **arguments, gradients=gradients, activations=activations, workspace=workspace
-        ),
-        flops=step_flops(training, counts, samples),
-        stood_in=training.execution.attend is flash_stand_in,
-    )
 
 
-def token_counts(sample: Batch) -> TokenCounts:
-    """Tokens of a sample without the batch axis."""
-    return TokenCounts(
-        video=sample.video.positions.shape[1],
-        audio=sample.audio.positions.shape[1],
-        text=sample.video.context.shape[0],
-        video_reference=sample.video.reference.shape[0],
-        audio_reference=sample.audio.reference.shape[0],
-    )
+def sample_flops(training: Training, shape: SampleShape) -> StepFlops:
+    """Operations of the loss and its gradient for one sample."""
+
+    def gradient_at(remat: Remat) -> Callable[..., Any]:
+        # XLA's attention, whose products can be seen, and no devices.
+        objective = dataclasses.replace(
+            training.objective, execution=Execution(remat, attend=xla_attention)
+        )
+        return lambda adapters, *rest: jax.value_and_grad(
+            lambda adapters: _loss(training, objective, shape, adapters, *rest)
+        )(adapters)
+
+    arguments = _arguments(training, shape)
+    model = flops.count(gradient_at("none"), *arguments)
+    remat = training.objective.execution.remat
+    total = model if remat == "none" else flops.count(gradient_at(remat), *arguments)
+    return StepFlops(model, total)
 
 
-def step_flops(training: Training, counts: TokenCounts, samples: int) -> StepFlops:
-    """Operations of a step of that many samples."""
-    run = training.run
-    one = flops.step_flops(
-        training.model.config,
-        counts,
-        rank=run.lora.rank,
-        targets=run.lora.target_modules,
-        remat=run.remat != "none",
-        isolated=run.isolate,
-    )
-    return StepFlops(*(samples * x for x in dataclasses.astuple(one)))
-
-
-def peak_flops(mesh: Any) -> float | None:
+def peak_flops(mesh: Mesh) -> float | None:
     """Operations per second of all devices of a mesh, if the device is known."""
     one = flops.peak_flops(mesh.devices.flat[0].device_kind)
     return None if one is None else one * mesh.size
@@ -145,35 +156,40 @@ def device_memory() -> int | None:
     return stats.get("bytes_limit")
 
 
-def _kept_bytes(training: Training, sample: Batch) -> int:
+def _kept_bytes(training: Training, shape: SampleShape) -> int:
     """Bytes per sample that the forward pass keeps for the backward pass: what its vjp closes over
     and is none of the arguments."""
-    run = training.run
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), jnp.float32), sample)
-    draws = jax.eval_shape(
-        lambda b: objective.draw(jax.random.key(0), b, run.sampling, run.first_frame_p, 2), batch
-    )
 
-    def vjp(adapters: Any, frozen: Any, batch: Batch, draws: objective.Draw) -> Any:
-        def loss(adapters: Any) -> Any:
-            return objective.loss(
-                lora.merge(training.graphdef, adapters, frozen),
-                batch,
-                draws,
-                grid=(1, 1, sample.video.target.shape[0]),
-                mask_loss=run.mask_loss,
-                isolate=run.isolate,
-                dtype=run.dtype,
-                cross_timestep=training.cross_timestep,
-                execution=training.execution,
-            )[0]
+    def vjp(adapters: lora.Adapters, *rest: Any) -> Any:
+        objective = training.objective
+        return jax.vjp(lambda a: _loss(training, objective, shape, a, *rest), adapters)[1]
 
-        return jax.vjp(loss, adapters)[1]
-
-    arguments = dict(training.adapters), training.frozen, batch, draws
+    arguments = _arguments(training, shape)
     kept = Counter((x.shape, x.dtype) for x in jax.tree.leaves(jax.eval_shape(vjp, *arguments)))
     kept -= Counter((x.shape, x.dtype) for x in jax.tree.leaves(arguments))
     return sum(math.prod(shape) * dtype.itemsize * n for (shape, dtype), n in kept.items())
+
+
+def _arguments(training: Training, shape: SampleShape) -> tuple[lora.Adapters, Any, Batch, Draw]:
+    """What the loss of one sample takes, as shapes."""
+    batch = shape.batch(1)
+    draws = jax.eval_shape(
+        lambda b: training.objective.draw(jax.random.key(0), b, shape.grid[0]), batch
+    )
+    return dict(training.abstract.adapters), training.abstract.frozen, batch, draws
+
+
+def _loss(
+    training: Training,
+    objective: Objective,
+    shape: SampleShape,
+    adapters: lora.Adapters,
+    frozen: Any,
+    batch: Batch,
+    draws: Draw,
+) -> jax.Array:
+    model: Any = lora.merge(training.graphdef, adapters, frozen)
+    return objective.loss(model, batch, draws, shape.grid)[0]
 
 
 def _bytes(tree: Any) -> int:

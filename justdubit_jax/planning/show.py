@@ -29,10 +29,10 @@ def show(console: Console, plan: Plan, limit: int | None) -> None:
     """What a person wants to know before a run."""
     training, memory = plan.training, plan.memory
     console.print(Group(_modules(training), _parameters(training), _memory(memory)))
-    counts, work = plan.counts, plan.flops
+    video, audio, work = plan.shape.video, plan.shape.audio, plan.flops
     console.print(
-        f"tokens: {counts.video} video ({counts.video_reference} of the reference), "
-        f"{counts.audio} audio ({counts.audio_reference}), {counts.text} text; "
+        f"tokens: {video.tokens} video ({video.reference} of the reference), "
+        f"{audio.tokens} audio ({audio.reference}), {video.text} text; "
         f"{training.run.accumulation} x {training.run.batch_size} samples a device, "
         f"{training.mesh.size} devices"
     )
@@ -65,10 +65,10 @@ def _modules(training: Training) -> Table:
 def _parameters(training: Training) -> Table:
     """Parameters by part and type; bytes are of all devices together."""
     found: Counter[tuple[str, str]] = Counter()
-    state = training.abstract_state
+    state, frozen = training.abstract_state, training.abstract.frozen
     parts: Mapping[str, Any] = {
-        "base, blocks": training.frozen["blocks"],
-        "base, around the blocks": {k: v for k, v in training.frozen.items() if k != "blocks"},
+        "base, blocks": frozen["blocks"],
+        "base, around the blocks": {k: v for k, v in frozen.items() if k != "blocks"},
         "LoRA": state.adapters,
         "optimizer": state.moments,
         "running mean": state.mean,

@@ -10,7 +10,7 @@ from einops import reduce
 from jaxtyping import Float32
 
 from justdubit_jax.errors import InputError
-from justdubit_jax.models.tokens import FRAMES_PER_LATENT, PIXELS_PER_LATENT
+from justdubit_jax.models.tokens import Layout
 
 _MAX_FRAMES = 513  # of a bucket without a frame count, as in the reference trainer
 
@@ -26,24 +26,24 @@ class Bucket(NamedTuple):
         return f"{self.width}x{self.height}x{self.frames}"
 
 
-def parse_buckets(text: str) -> list[Bucket]:
+def parse_buckets(text: str, layout: Layout) -> list[Bucket]:
     """Buckets of "WxHxF;WxH;...": without F, one for each frame count 1, 9, ..., 513."""
-    buckets = []
+    buckets, per_latent = [], layout.frames_per_latent
     for piece in text.split(";"):
         match = re.fullmatch(r"\s*(\d+)x(\d+)(?:x(\d+))?\s*", piece, re.ASCII)
         if not match:
             raise InputError(f"buckets: {piece!r} is not WIDTHxHEIGHT or WIDTHxHEIGHTxFRAMES")
         width, height = int(match[1]), int(match[2])
         for name, size in (("width", width), ("height", height)):
-            if size == 0 or size % PIXELS_PER_LATENT:
+            if size == 0 or size % layout.pixels_per_latent:
                 raise InputError(
-                    f"buckets: {piece!r}: {name} {size} is not a multiple of {PIXELS_PER_LATENT}"
+                    f"buckets: {piece!r}: {name} {size} is not a multiple of "
+                    f"{layout.pixels_per_latent}"
                 )
-        counts = [int(match[3])] if match[3] else range(1, _MAX_FRAMES + 1, FRAMES_PER_LATENT)
-        if counts[0] % FRAMES_PER_LATENT != 1:
+        counts = [int(match[3])] if match[3] else range(1, _MAX_FRAMES + 1, per_latent)
+        if not layout.is_legal(counts[0]):
             raise InputError(
-                f"buckets: {piece!r}: {counts[0]} frames are not a multiple of "
-                f"{FRAMES_PER_LATENT} plus 1"
+                f"buckets: {piece!r}: {counts[0]} frames are not a multiple of {per_latent} plus 1"
             )
         buckets += [Bucket(count, height, width) for count in counts]
     return buckets
@@ -67,11 +67,12 @@ def choose_bucket(frames: int, height: int, width: int, buckets: Sequence[Bucket
     return min(fitting, key=distance)
 
 
-def pool_mask(mask: Float32[np.ndarray, "f y x"]) -> Float32[np.ndarray, "g h w"]:
+def pool_mask(mask: Float32[np.ndarray, "f y x"], layout: Layout) -> Float32[np.ndarray, "g h w"]:
     """A mask in 0..1 per pixel, of a bucket's shape, as one value per latent.
 
     The mean over a latent's pixels, then the maximum over its frames; the first frame is alone.
     """
-    mask = reduce(mask, "f (h p) (w q) -> f h w", "mean", p=PIXELS_PER_LATENT, q=PIXELS_PER_LATENT)
-    rest = reduce(mask[1:], "(g k) h w -> g h w", "max", k=FRAMES_PER_LATENT)
+    pixels = layout.pixels_per_latent
+    mask = reduce(mask, "f (h p) (w q) -> f h w", "mean", p=pixels, q=pixels)
+    rest = reduce(mask[1:], "(g k) h w -> g h w", "max", k=layout.frames_per_latent)
     return np.concatenate([mask[:1], rest])

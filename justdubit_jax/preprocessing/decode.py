@@ -13,9 +13,9 @@ from justdubit_jax.data.precomputed import TENSORS, read
 from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.latents.audio import audio_decoder
 from justdubit_jax.latents.shapes import Frames
-from justdubit_jax.latents.tiling import DEFAULT_TILING
+from justdubit_jax.latents.tiling import default_tiling
 from justdubit_jax.latents.video import video_decoder
-from justdubit_jax.models.tokens import PIXELS_PER_LATENT
+from justdubit_jax.models.tokens import Layout
 from justdubit_jax.weights.checkpoint import Checkpoint
 
 
@@ -27,7 +27,8 @@ def decode_all(
     progress: Progress,
 ) -> None:
     """Write latents and masks back as mp4 and wav beside the folders, for a look and a listen."""
-    decode_video = video_decoder(checkpoint, default_dtype(), DEFAULT_TILING)
+    layout = checkpoint.layout
+    decode_video = video_decoder(checkpoint, default_dtype(), default_tiling(layout))
     decode_audio, rate = audio_decoder(checkpoint) if args.with_audio else (None, 0)
     bar = progress.add_task("decoding", total=len(names))
     for name in names:
@@ -47,14 +48,16 @@ def decode_all(
                 if decode_audio:
                     write_wav(target.with_name(target.name + ".wav"), decode_audio(tensor), rate)
                 continue
-            frames = _mask_frames(tensor) if role == "masks" else decode_video(tensor)
+            frames = (
+                _mask_frames(tensor, checkpoint.layout) if role == "masks" else decode_video(tensor)
+            )
             video = target.with_name(target.name + ".mp4")
             write_video(video, frames, Fraction(metadata["fps"]))
         progress.advance(bar)
 
 
-def _mask_frames(mask: np.ndarray) -> Frames:
+def _mask_frames(mask: np.ndarray, layout: Layout) -> Frames:
     """A pooled mask as grey frames of the clip's size."""
-    frames = np.concatenate([mask[:1], np.repeat(mask[1:], 8, 0)])
-    pixels = np.kron(frames, np.ones((1, PIXELS_PER_LATENT, PIXELS_PER_LATENT)))
+    frames = np.concatenate([mask[:1], np.repeat(mask[1:], layout.frames_per_latent, 0)])
+    pixels = np.kron(frames, np.ones((1, layout.pixels_per_latent, layout.pixels_per_latent)))
     return np.repeat((pixels * 255).round().astype(np.uint8)[..., None], 3, -1)

@@ -11,9 +11,9 @@ from justdubit_jax.data.rows import Row, without_llm_prefix
 from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.errors import InputError
 from justdubit_jax.latents.audio import audio_encoder
-from justdubit_jax.latents.tiling import DEFAULT_TILING
+from justdubit_jax.latents.tiling import default_tiling
 from justdubit_jax.latents.video import video_encoder
-from justdubit_jax.models.tokens import PIXELS_PER_LATENT, video_latent_frames
+from justdubit_jax.models.tokens import Layout
 from justdubit_jax.preprocessing.buckets import Bucket
 from justdubit_jax.preprocessing.load import Loaded, load_row
 from justdubit_jax.weights.checkpoint import Checkpoint
@@ -34,9 +34,11 @@ def encode_clips(
     output: Path,
 ) -> Iterator[tuple[str, str | None]]:
     """Encode and write everything but the captions; yields each name with its failure, if any."""
-    tiling = DEFAULT_TILING if args.vae_tiling else None
+    layout = checkpoint.layout
+    tiling = default_tiling(layout) if args.vae_tiling else None
     encode_video = video_encoder(checkpoint, default_dtype(), tiling)
-    encode_audio, rate = audio_encoder(checkpoint) if args.with_audio else (None, 0)
+    encode_audio = audio_encoder(checkpoint) if args.with_audio else None
+    rate = layout.sample_rate if args.with_audio else 0
     waiting: dict[Bucket, list[Loaded]] = defaultdict(list)
 
     def finish(group: list[Loaded]) -> Iterator[tuple[str, None]]:
@@ -51,16 +53,17 @@ def encode_clips(
                 tensors |= dict(
                     zip(("audio_latents", "reference_audio_latents"), encoded, strict=True)
                 )
+            metadata = _metadata(item.bucket, item.fps, layout)
             for role, tensor in tensors.items():
                 if tensor is not None:
                     named = {TENSORS[role][0]: tensor}
-                    save(output, role, item.row.name, named, _metadata(item.bucket, item.fps))
+                    save(output, role, item.row.name, named, metadata)
             yield item.row.name, None
 
     for row in rows:
         remove(output, row.name)
         try:
-            item = load_row(row, shapes, rate)
+            item = load_row(row, shapes, rate, layout)
         except InputError as error:
             yield row.name, str(error)
             continue
@@ -72,11 +75,12 @@ def encode_clips(
         yield from finish(group)
 
 
-def _metadata(bucket: Bucket, fps: Fraction) -> dict[str, str]:
+def _metadata(bucket: Bucket, fps: Fraction, layout: Layout) -> dict[str, str]:
+    frames, rows, columns = layout.grid(*bucket)
     return {
-        "num_frames": str(video_latent_frames(bucket.frames)),
-        "height": str(bucket.height // PIXELS_PER_LATENT),
-        "width": str(bucket.width // PIXELS_PER_LATENT),
+        "num_frames": str(frames),
+        "height": str(rows),
+        "width": str(columns),
         "fps": repr(float(fps)),
         "duration": repr(float(bucket.frames / fps)),
     }

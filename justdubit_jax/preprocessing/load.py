@@ -12,6 +12,7 @@ from justdubit_jax.clips.scale import resize_and_crop
 from justdubit_jax.data.rows import Row
 from justdubit_jax.errors import InputError
 from justdubit_jax.latents.shapes import Frames, Sound
+from justdubit_jax.models.tokens import Layout
 from justdubit_jax.preprocessing.buckets import Bucket, choose_bucket, pool_mask
 
 
@@ -29,7 +30,7 @@ class Loaded:
     reference_sound: Sound | None
 
 
-def load_row(row: Row, shapes: Sequence[Bucket], sample_rate: int) -> Loaded:
+def load_row(row: Row, shapes: Sequence[Bucket], sample_rate: int, layout: Layout) -> Loaded:
     """Read a row's files into its bucket; sample_rate 0 leaves the sound out.
 
     Raises InputError naming the file: unreadable, too short, another frame rate, no sound.
@@ -66,7 +67,7 @@ def load_row(row: Row, shapes: Sequence[Bucket], sample_rate: int) -> Loaded:
         fps=clip.fps,
         frames=resize_and_crop(clip.frames[: bucket.frames], bucket.height, bucket.width),
         reference_frames=companion(row.reference) if row.reference else None,
-        mask=None if mask is None else pool_mask(mask.mean(-1, dtype=np.float32) / 255),
+        mask=None if mask is None else pool_mask(mask.mean(-1, dtype=np.float32) / 255, layout),
         sound=sound(row.clip),
         reference_sound=sound(row.reference) if row.reference else None,
     )

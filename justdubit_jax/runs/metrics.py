@@ -28,7 +28,7 @@ def open_logs(run: Settings, resume_step: int, text: str) -> list[Any]:
     logs: list[Any] = [EventLog(run.output_dir / "tensorboard", resume_step)]
     if run.wandb is not None:
         options = {"config": {"config": text}, "name": run.output_dir.name}
-        logs.append(WandbLog(run.output_dir / "wandb", **run.wandb, **options))
+        logs.append(WandbLog(run.output_dir / "wandb", **vars(run.wandb), **options))
     for log in logs:
         log.text(resume_step, "config", "\n".join(f"    {line}" for line in text.splitlines()))
     return logs

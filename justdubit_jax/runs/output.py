@@ -46,7 +46,7 @@ def lora_record(training: Training) -> dict[str, str]:
     return {
         "rank": str(training.run.lora.rank),
         "alpha": str(training.run.lora.alpha),
-        "cross_timestep": training.cross_timestep,
+        "cross_timestep": training.objective.cross_timestep,
         "reference_downscale_factor": "1",  # ltx-pipelines reads it: reference at full size
     }
 

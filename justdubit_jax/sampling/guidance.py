@@ -4,10 +4,12 @@ Source of the formulas: Lightricks/LTX-2 packages/ltx-core/src/ltx_core/componen
 """
 
 import dataclasses
+import enum
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from justdubit_jax.errors import InputError
@@ -15,6 +17,15 @@ from justdubit_jax.models.attention import ONE_DEVICE, Execution
 from justdubit_jax.models.transformer_config import CrossTimestep
 
 StgMode = Literal["stg_av", "stg_v"]
+
+
+class Prediction(enum.Enum):
+    """The model's predictions that one guided step combines; each is a pass of the model."""
+
+    PLAIN = enum.auto()  # with the prompt
+    NEGATIVE = enum.auto()  # with the negative prompt
+    PERTURBED = enum.auto()  # with self-attention left out
+    ALONE = enum.auto()  # each modality without the other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +78,34 @@ def stg_blocks(
     return chosen, (chosen if mode == "stg_av" else ())
 
 
+def guidance_of_both(
+    *,
+    cfg: float,
+    audio_cfg: float | None,
+    video_modality: float,
+    audio_modality: float,
+    rescale: float,
+    audio_rescale: float | None,
+    stg: float,
+    mode: StgMode,
+    blocks: Sequence[int],
+) -> tuple[Guidance, Guidance]:
+    """Guidance of (video, audio); what is None for the sound is the picture's.
+
+    `stg`, `mode` and `blocks` are those of spatio-temporal guidance, see `stg_blocks`.
+    """
+    video_blocks, audio_blocks = stg_blocks(mode, blocks if stg else ())
+    video = Guidance(cfg, stg, video_modality, rescale, video_blocks)
+    audio = Guidance(
+        cfg=cfg if audio_cfg is None else audio_cfg,
+        stg=stg,
+        modality=audio_modality,
+        rescale=rescale if audio_rescale is None else audio_rescale,
+        stg_blocks=audio_blocks,
+    )
+    return video, audio
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplingSettings:
     """How to sample. `isolate`, `cross_timestep` and `dtype` are the training's own.
@@ -79,21 +118,21 @@ class SamplingSettings:
     audio: Guidance
     isolate: bool
     cross_timestep: CrossTimestep
-    dtype: Any
-    batched: bool
+    dtype: DTypeLike
+    batched: bool = True
     execution: Execution = ONE_DEVICE
 
     @property
-    def passes(self) -> tuple[str, ...]:
-        """The predictions that a step needs, by their names in `Guidance.combine`."""
+    def passes(self) -> tuple[Prediction, ...]:
+        """The predictions that a step needs."""
         both = self.video, self.audio
         wanted = {
-            "plain": True,
-            "negative": any(g.cfg != 1 for g in both),
-            "perturbed": any(g.stg != 0 for g in both),
-            "alone": any(g.modality != 1 for g in both),
+            Prediction.PLAIN: True,
+            Prediction.NEGATIVE: any(g.cfg != 1 for g in both),
+            Prediction.PERTURBED: any(g.stg != 0 for g in both),
+            Prediction.ALONE: any(g.modality != 1 for g in both),
         }
-        return tuple(name for name in wanted if wanted[name])
+        return tuple(prediction for prediction in wanted if wanted[prediction])
 
     def check(self, layers: int) -> None:
         """Raises InputError if a perturbed block is not one of the model's `layers`."""

@@ -15,17 +15,17 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from justdubit_jax.models.block import Skip
-from justdubit_jax.models.transformer import Modality
-from justdubit_jax.sampling.guidance import Guidance, SamplingSettings
+from justdubit_jax.models.transformer import Modality, Transformer
+from justdubit_jax.sampling.guidance import Guidance, Prediction, SamplingSettings
 from justdubit_jax.sampling.schedule import euler_step, to_denoised
 
 
 class Conditioned(NamedTuple):
     """One modality of what is to be sampled, float32; positions cover [reference | target].
 
-    `noise` covers the whole target; `given` are clean tokens that stand in the place of its first
-    ones: the first latent frame, of an image. `negative` is the text of the negative prompt, as
-    long as `context`; without cfg it may be None.
+    `noise` covers the whole target; `first_frame` are clean tokens that stand in the place of its
+    first ones: the first latent frame, of an image. `negative` is the text of the negative prompt,
+    as long as `context`; without cfg it may be None.
     """
 
     noise: Float[Array, "b t c"]
@@ -33,24 +33,25 @@ class Conditioned(NamedTuple):
     positions: Float[Array, "#b n rt 2"]
     context: Float[Array, "b s e"]
     negative: Float[Array, "b s e"] | None = None
-    given: Float[Array, "b g c"] | None = None
+    first_frame: Float[Array, "b g c"] | None = None
 
     @property
-    def clean(self) -> int:
+    def clean_count(self) -> int:
         """How many leading tokens stay as they are."""
-        return self.reference.shape[1] + (0 if self.given is None else self.given.shape[1])
+        first = 0 if self.first_frame is None else self.first_frame.shape[1]
+        return self.reference.shape[1] + first
 
     def start(self) -> Float[Array, "b rt c"]:
         """The tokens at sigma 1."""
-        parts = [self.reference, self.noise[:, self.clean - self.reference.shape[1] :]]
-        if self.given is not None:
-            parts.insert(1, self.given)
+        parts = [self.reference, self.noise[:, self.clean_count - self.reference.shape[1] :]]
+        if self.first_frame is not None:
+            parts.insert(1, self.first_frame)
         return jnp.concatenate(parts, 1).astype(jnp.float32)
 
     def is_clean(self) -> Bool[np.ndarray, "1 rt 1"]:
         """Per token."""
         count = self.reference.shape[1] + self.noise.shape[1]
-        return (np.arange(count) < self.clean)[None, :, None]
+        return (np.arange(count) < self.clean_count)[None, :, None]
 
 
 class Pass(NamedTuple):
@@ -61,17 +62,20 @@ class Pass(NamedTuple):
     skip: Skip | None
 
 
-Tokens = tuple[Float[Array, "b tv cv"], Float[Array, "b ta ca"]]
+# Of both modalities, [reference | target].
+TokenPair = tuple[Float[Array, "b tv cv"], Float[Array, "b ta ca"]]
+Levels = Float[Array, " n"] | Float[np.ndarray, " n"]
+Sigma = Float[Array, ""] | Float[np.ndarray, ""] | float
 
 
 def denoise(
-    model: Any,
+    model: Transformer,
     video: Conditioned,
     audio: Conditioned,
-    levels: Any,
+    levels: Levels,
     settings: SamplingSettings,
-    tokens: Tokens | None = None,
-) -> Tokens:
+    tokens: TokenPair | None = None,
+) -> TokenPair:
     """Sample video and audio tokens [reference | target], float32, along `levels` (see `sigmas`).
 
     `tokens` are those at the first level, by default the noise of sigma 1; so a schedule may be
@@ -80,7 +84,7 @@ def denoise(
     of steps. Raises InputError, while tracing, on a block outside the model.
     """
 
-    def step(tokens: Tokens, pair: Any) -> tuple[Tokens, None]:
+    def step(tokens: TokenPair, pair: tuple[Array, Array]) -> tuple[TokenPair, None]:
         guided = predict(model, video, audio, tokens, pair[0], settings)
         v, a = (
             jnp.where(stream.is_clean(), x, euler_step(x, denoised, *pair))
@@ -95,17 +99,17 @@ def denoise(
 
 
 def predict(
-    model: Any,
+    model: Transformer,
     video: Conditioned,
     audio: Conditioned,
-    tokens: Tokens,
-    sigma: Float[Array, ""] | float,
+    tokens: TokenPair,
+    sigma: Sigma,
     settings: SamplingSettings,
-) -> Tokens:
+) -> TokenPair:
     """The guided prediction of the clean tokens at one noise level, reference tokens included."""
-    layers, names = model.config.layers, settings.passes
+    layers, predictions = model.config.layers, settings.passes
     settings.check(layers)
-    passes = [_make_pass(name, video, audio, settings, layers) for name in names]
+    passes = [_make_pass(p, video, audio, settings, layers) for p in predictions]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *passes)
 
     def run(one: Pass) -> Any:
@@ -117,34 +121,38 @@ def predict(
     else:
         predicted = jax.lax.map(run, stacked)
     guided = []
-    for guidance, prediction in zip((settings.video, settings.audio), predicted, strict=True):
-        by_name = dict(zip(names, prediction, strict=True))
-        others = [by_name.get(name) for name in ("negative", "perturbed", "alone")]
+    for guidance, results in zip((settings.video, settings.audio), predicted, strict=True):
+        found = dict(zip(predictions, results, strict=True))
+        others = (found.get(p) for p in Prediction if p != Prediction.PLAIN)
         # Each sample on its own, which matters to the standard deviations.
-        guided.append(jax.vmap(guidance.combine)(by_name["plain"], *others))
+        guided.append(jax.vmap(guidance.combine)(found[Prediction.PLAIN], *others))
     return guided[0], guided[1]
 
 
 def _make_pass(
-    name: str, video: Conditioned, audio: Conditioned, settings: SamplingSettings, layers: int
+    prediction: Prediction,
+    video: Conditioned,
+    audio: Conditioned,
+    settings: SamplingSettings,
+    layers: int,
 ) -> Pass:
-    """The pass of that name; it has no flags where none of a step's passes skips anything."""
+    """The pass that makes a prediction; no flags where none of a step's passes skips anything."""
 
-    def flags(blocks: tuple[int, ...] | None, only_in: str) -> Bool[Array, "l b"]:
+    def flags(blocks: tuple[int, ...] | None, only_in: Prediction) -> Bool[Array, "l b"]:
         skipped = np.zeros((layers, len(video.noise)), bool)
-        if name == only_in:
+        if prediction == only_in:
             skipped[slice(None) if blocks is None else list(blocks)] = True
         return jnp.asarray(skipped)
 
     skip = None
-    if {"perturbed", "alone"} & set(settings.passes):
+    if {Prediction.PERTURBED, Prediction.ALONE} & set(settings.passes):
         skip = Skip(
-            video_self=flags(settings.video.stg_blocks, "perturbed"),
-            audio_self=flags(settings.audio.stg_blocks, "perturbed"),
-            audio_to_video=flags(None, "alone"),
-            video_to_audio=flags(None, "alone"),
+            video_self=flags(settings.video.stg_blocks, Prediction.PERTURBED),
+            audio_self=flags(settings.audio.stg_blocks, Prediction.PERTURBED),
+            audio_to_video=flags(None, Prediction.ALONE),
+            video_to_audio=flags(None, Prediction.ALONE),
         )
-    if name == "negative":
+    if prediction == Prediction.NEGATIVE:
         return Pass(_negative(video, settings.video), _negative(audio, settings.audio), skip)
     return Pass(video.context, audio.context, skip)
 
@@ -176,12 +184,12 @@ def _from_batch(x: Float[Array, "n t c"], batch: int) -> Float[Array, "p b t c"]
 
 
 def _run(
-    model: Any,
+    model: Transformer,
     one: Pass,
     video: Conditioned,
     audio: Conditioned,
-    tokens: Tokens,
-    sigma: Any,
+    tokens: TokenPair,
+    sigma: Sigma,
     settings: SamplingSettings,
 ) -> tuple[Float[Array, "p tv cv"], Float[Array, "p ta ca"]]:
     """The clean tokens as one pass predicts them; its batch is some multiple of the tokens'."""
@@ -197,7 +205,7 @@ def _run(
             positions=stream.positions if len(stream.positions) == 1 else repeat(stream.positions),
             context=context,
             sigma=jnp.full(batch, sigma, jnp.float32),
-            clean=jnp.full(batch, stream.clean),
+            clean_count=jnp.full(batch, stream.clean_count),
         )
         for stream, x, context in zip((video, audio), tokens, one[:2], strict=True)
     ]

@@ -6,14 +6,17 @@ tokens, and the first latent frame where it is given as a condition, stay clean 
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from justdubit_jax.data.batch import Batch, Stream
-from justdubit_jax.models.transformer import Modality
+from justdubit_jax.data.batch import Batch, StreamTokens
+from justdubit_jax.models.attention import ONE_DEVICE, Execution
+from justdubit_jax.models.transformer import Modality, PrepareBlock, VelocityModel
+from justdubit_jax.models.transformer_config import CrossTimestep
 
 
 class Draw(NamedTuple):
@@ -68,38 +71,24 @@ def shifted_logit_normal(normal: Float[Array, "*n"], tokens: int) -> Float[Array
     return jax.nn.sigmoid(normal + logit_shift(tokens))
 
 
-def draw(
-    key: Array, batch: Batch, sampling: SigmaSampling, first_frame_p: float, frames: int
-) -> Draw:
-    """Draw a step's randomness; one-frame clips are never conditioned on their first frame."""
-    size, tokens, _ = batch.video.target.shape
-    sigma_key, video_key, audio_key, first_key = jax.random.split(key, 4)
-    return Draw(
-        sigma=sampling.draw(sigma_key, size, tokens),
-        video_noise=jax.random.normal(video_key, batch.video.target.shape),
-        audio_noise=jax.random.normal(audio_key, batch.audio.target.shape),
-        first_frame=jax.random.bernoulli(first_key, first_frame_p if frames > 1 else 0.0, (size,)),
-    )
-
-
 def noised(
-    stream: Stream,
+    stream: StreamTokens,
     noise: Float[Array, "b t c"],
     sigma: Float[Array, " b"],
-    given: Int[Array, " b"],
-    dtype: Any,
+    first_tokens: Int[Array, " b"],
+    dtype: DTypeLike,
 ) -> Modality:
-    """Model input of one modality; the first `given` target tokens of a sample stay clean."""
+    """Model input of one modality; the `first_tokens` of a sample's target stay clean."""
     target = stream.target
     level = sigma[:, None, None]
-    keep = jnp.arange(target.shape[1]) < given[:, None]
+    keep = jnp.arange(target.shape[1]) < first_tokens[:, None]
     noisy = jnp.where(keep[..., None], target, (1 - level) * target + level * noise)
     return Modality(
         latents=jnp.concatenate([stream.reference, noisy], 1).astype(dtype),
         positions=stream.positions,
         context=stream.context,
         sigma=sigma,
-        clean=stream.reference.shape[1] + given,
+        clean_count=stream.reference.shape[1] + first_tokens,
         context_len=stream.context_len,
     )
 
@@ -119,53 +108,102 @@ class Errors(NamedTuple):
     counts: Float[Array, "b tv"]
 
 
-def errors(
-    model: Any,
-    batch: Batch,
-    draws: Draw,
-    *,
-    grid: tuple[int, int, int],
-    isolate: bool,
-    dtype: Any,
-    **model_options: Any,
-) -> Errors:
-    """Run the model on a noised batch.
+Terms = dict[str, Float[Array, ""]]
 
-    `grid` is the target's latent (frames, rows, columns). `isolate` keeps reference tokens out of
-    the attention between the modalities. The model runs in `dtype`; latents and noise come, and
-    errors are taken, in float32. `model_options` go to the Transformer.
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a training minimises, as a function of the model, a batch and its randomness.
+
+    The step, the plan and the held-out loss all call it, so that no option is missing in one of
+    them. `isolate` keeps reference tokens out of the attention between the modalities. The model
+    runs in `dtype`; latents and noise come, and errors are taken, in float32.
     """
-    first = draws.first_frame.astype(jnp.int32) * (grid[1] * grid[2])
-    video = noised(batch.video, draws.video_noise, draws.sigma, first, dtype)
-    audio = noised(batch.audio, draws.audio_noise, draws.sigma, jnp.zeros_like(first), dtype)
-    references = batch.video.reference.shape[1], batch.audio.reference.shape[1]
-    predictions = model(video, audio, isolated=references if isolate else (0, 0), **model_options)
-    video_error, audio_error = (
-        jnp.square(prediction[:, skip:].astype(jnp.float32) - (noise - stream.target))
-        for prediction, skip, noise, stream in zip(
-            predictions,
-            references,
-            (draws.video_noise, draws.audio_noise),
-            (batch.video, batch.audio),
-            strict=True,
+
+    sampling: SigmaSampling
+    first_frame_p: float  # how often a sample's first latent frame is given
+    mask_loss: MaskLoss | None
+    isolate: bool
+    cross_timestep: CrossTimestep
+    dtype: DTypeLike
+    execution: Execution = ONE_DEVICE
+
+    def draw(self, key: Array, batch: Batch, frames: int) -> Draw:
+        """A step's randomness; one-frame clips are never conditioned on their first frame."""
+        size, tokens, _ = batch.video.target.shape
+        sigma_key, video_key, audio_key, first_key = jax.random.split(key, 4)
+        first_p = self.first_frame_p if frames > 1 else 0.0
+        return Draw(
+            sigma=self.sampling.draw(sigma_key, size, tokens),
+            video_noise=jax.random.normal(video_key, batch.video.target.shape),
+            audio_noise=jax.random.normal(audio_key, batch.audio.target.shape),
+            first_frame=jax.random.bernoulli(first_key, first_p, (size,)),
         )
-    )
-    counts = (jnp.arange(video_error.shape[1]) >= first[:, None]).astype(jnp.float32)
-    return Errors(video_error, audio_error, counts)
 
+    def errors(
+        self,
+        model: VelocityModel,
+        batch: Batch,
+        draws: Draw,
+        grid: tuple[int, int, int],
+        prepare_block: PrepareBlock | None = None,
+    ) -> Errors:
+        """Run the model on a noised batch; `grid` is the target's latent (frames, rows, columns).
 
-def loss(
-    model: Any, batch: Batch, draws: Draw, *, mask_loss: MaskLoss | None, **options: Any
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Mean velocity error of video plus audio targets, float32, and its terms.
+        `prepare_block` goes to the model: it seeds the dropout of each block.
+        """
+        first = draws.first_frame.astype(jnp.int32) * (grid[1] * grid[2])
+        none = jnp.zeros_like(first)
+        video = noised(batch.video, draws.video_noise, draws.sigma, first, self.dtype)
+        audio = noised(batch.audio, draws.audio_noise, draws.sigma, none, self.dtype)
+        references = batch.video.reference.shape[1], batch.audio.reference.shape[1]
+        velocities = model(
+            video,
+            audio,
+            cross_timestep=self.cross_timestep,
+            isolated=references if self.isolate else (0, 0),
+            execution=self.execution,
+            prepare_block=prepare_block,
+        )
+        video_error, audio_error = (
+            jnp.square(velocity[:, count:].astype(jnp.float32) - (noise - stream.target))
+            for velocity, count, noise, stream in zip(
+                velocities,
+                references,
+                (draws.video_noise, draws.audio_noise),
+                (batch.video, batch.audio),
+                strict=True,
+            )
+        )
+        counts = (jnp.arange(video_error.shape[1]) >= first[:, None]).astype(jnp.float32)
+        return Errors(video_error, audio_error, counts)
 
-    The face mask weighs the video's where there is one. `options` are those of `errors`.
-    """
-    error = errors(model, batch, draws, **options)
-    weight = error.counts
-    if mask_loss is not None and batch.face_mask is not None:
-        weight = weight * mask_loss.weights(batch.face_mask)
-    video_loss = weighted_mean(error.video, weight)
-    audio_loss = error.audio.mean()
-    total = video_loss + audio_loss
-    return total, {"loss": total, "loss_video": video_loss, "loss_audio": audio_loss}
+    def terms(self, errors: Errors, face_mask: Float[Array, "b t"] | None) -> Terms:
+        """The loss and its parts; the face mask weighs the video's error where there is one."""
+        weight = errors.counts
+        if self.mask_loss is not None and face_mask is not None:
+            weight = weight * self.mask_loss.weights(face_mask)
+        video, audio = weighted_mean(errors.video, weight), errors.audio.mean()
+        return {"loss": video + audio, "loss_video": video, "loss_audio": audio}
+
+    def sides(self, errors: Errors, face_mask: Float[Array, "b t"] | None) -> Terms:
+        """The plain video errors on either side of the mask's threshold, where there is a mask."""
+        if self.mask_loss is None or face_mask is None:
+            return {}
+        face = (face_mask > self.mask_loss.mask_threshold).astype(jnp.float32)
+        return {
+            "loss_face": weighted_mean(errors.video, face),
+            "loss_background": weighted_mean(errors.video, 1 - face),
+        }
+
+    def loss(
+        self,
+        model: VelocityModel,
+        batch: Batch,
+        draws: Draw,
+        grid: tuple[int, int, int],
+        prepare_block: PrepareBlock | None = None,
+    ) -> tuple[Float[Array, ""], Terms]:
+        """Mean velocity error of video plus audio targets, float32, and its terms."""
+        terms = self.terms(self.errors(model, batch, draws, grid, prepare_block), batch.face_mask)
+        return terms["loss"], terms

@@ -7,24 +7,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from flax import nnx
+from jax.sharding import Mesh
 
-from justdubit_jax.data.batch import Batch, Stream
+from justdubit_jax.data.batch import Batch, MicroBatches, SampleShape
+from justdubit_jax.data.batches import Batches
+from justdubit_jax.data.samples import ShapeGroup
 from justdubit_jax.devices import sharding
+from justdubit_jax.errors import about
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
+from justdubit_jax.lora.dialects import PEFT, is_stacked
 from justdubit_jax.lora.files import newest_lora
-from justdubit_jax.models.attention import Attend, Execution, attention
-from justdubit_jax.models.transformer import Transformer
-from justdubit_jax.models.transformer_config import CrossTimestep, TransformerConfig
+from justdubit_jax.models.attention import Attend, attention
+from justdubit_jax.models.tokens import Layout
+from justdubit_jax.models.transformer_config import TransformerConfig
+from justdubit_jax.training.objective import Objective
 from justdubit_jax.training.optimizer import make_optimizer
 from justdubit_jax.training.settings import Settings
-from justdubit_jax.training.step import State, make_step
-from justdubit_jax.weights.load import abstract_weights
-
-# PEFT's name of a parameter, which learning-rate patterns are searched in.
-_PARAMETER_NAME = "base_model.model.{}.default.weight"
+from justdubit_jax.training.step import State, StepConfig, make_step
+from justdubit_jax.weights.checkpoint import Checkpoint
+from justdubit_jax.weights.keys import TRANSFORMER
+from justdubit_jax.weights.load import abstract_weights, load_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,22 +37,21 @@ class Training:
     """A run as far as it is known before a weight is read: structure, shapes, places, the step."""
 
     run: Settings
-    mesh: Any
-    model: Transformer  # abstract, with its adapters
+    mesh: Mesh
+    config: TransformerConfig
+    layout: Layout
     targets: Mapping[str, Sequence[str]]  # LoRA target -> the modules that it matches
-    graphdef: Any
-    adapters: Mapping[str, jax.ShapeDtypeStruct]
-    frozen: Any  # abstract, with shardings
+    graphdef: nnx.GraphDef  # of the transformer with its adapters
+    abstract: lora.Weights  # shapes, dtypes and shardings
+    objective: Objective
     optimizer: optax.GradientTransformationExtraArgs
     place: State  # shardings
     step: Any  # jitted
-    cross_timestep: CrossTimestep
-    execution: Execution
 
     @property
     def abstract_state(self) -> State:
         """The state's shapes, types and shardings, without the arrays."""
-        shapes = dict(self.adapters)
+        shapes = dict(self.abstract.adapters)
         mean = None if self.place.mean is None else shapes
         moments = jax.eval_shape(self.optimizer.init, shapes)
         counter: Any = jax.ShapeDtypeStruct((), jnp.int32)
@@ -57,62 +61,68 @@ class Training:
             self.place,
         )
 
-    def lower(self, sample: Batch, grid: tuple[int, int, int]) -> Any:
-        """The step for samples like this one (shapes or arrays), ready to compile."""
+    def lower(self, shape: SampleShape) -> jax.stages.Lowered:
+        """The step for samples of that shape, ready to compile."""
         size, place = self.run.batch_size * self.mesh.size, sharding.micro_batches(self.mesh)
-
-        def batched(x: Any) -> jax.ShapeDtypeStruct:
-            shape = (self.run.accumulation, size, *x.shape)
-            return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)
-
-        batch = jax.tree.map(batched, sample)
-        return self.step.lower(self.abstract_state, self.frozen, batch, grid)
+        batches = shape.micro_batches(self.run.accumulation, size, place)
+        return self.step.lower(self.abstract_state, self.abstract.frozen, batches, shape.grid)
 
 
 def prepare_training(
-    run: Settings, config: Mapping[str, Any], mesh: Any, attend: Attend = attention
+    run: Settings, config: Mapping[str, Any], mesh: Mesh, attend: Attend = attention
 ) -> Training:
     """Everything before the first array, for a checkpoint's `config` metadata.
 
     `attend` computes the attention; a plan may take another's memory in its place. Raises
     InputError if a LoRA target matches nothing.
     """
-    model, targets = lora.adapted_model(config, run.lora)
+    transformer_config = TransformerConfig.from_metadata(dict(config))
+    with about("config: lora.target_modules"):
+        model, targets = lora.adapted_model(transformer_config, run.lora)
     place = functools.partial(sharding.weight, mesh)
-    stored = abstract_weights(model, run.dtype, place, run.quantization)
-    graphdef, adapters, frozen = lora.split(stored)
-    names = {
-        path: [_PARAMETER_NAME.format(name) for name in lora.names(path, leaf.shape)]
-        for path, leaf in adapters.items()
-    }
+    stored = abstract_weights(TRANSFORMER, model, run.dtype, place, run.quantization)
+    graphdef, *arrays = lora.split(stored)
+    abstract = lora.Weights(*arrays)
+    # Learning-rate patterns are searched in PEFT's names, as in the torch trainer.
+    names = {path: PEFT.keys_of(path, leaf.shape) for path, leaf in abstract.adapters.items()}
     optimizer = make_optimizer(run.optimizer, names)
-    state = state_shardings(adapters, optimizer, mesh, mean=run.ema_decay > 0)
-    cross_timestep: CrossTimestep = "other" if run.cross_timestep == "other" else "own"
-    execution = sharding.execution(mesh, run.remat, attend)
+    state = state_shardings(abstract.adapters, optimizer, mesh, mean=run.ema_decay > 0)
+    objective = Objective(
+        sampling=run.sampling,
+        first_frame_p=run.first_frame_p,
+        mask_loss=run.mask_loss,
+        isolate=run.isolate,
+        cross_timestep=run.cross_timestep or "own",  # LTX-2.0's, the only one so far
+        dtype=run.dtype,
+        execution=sharding.execution(mesh, run.remat, attend),
+    )
+    step = StepConfig(run.seed, run.lora.dropout, run.ema_decay)
     return Training(
         run=run,
         mesh=mesh,
-        model=model,
+        config=model.config,
+        layout=Layout.from_metadata(dict(config)),
         targets=targets,
         graphdef=graphdef,
-        adapters=adapters,
-        frozen=frozen,
+        abstract=abstract,
+        objective=objective,
         optimizer=optimizer,
         place=state,
-        step=make_step(run, graphdef, optimizer, mesh, state, cross_timestep, execution),
-        cross_timestep=cross_timestep,
-        execution=execution,
+        step=make_step(step, objective, graphdef, optimizer, mesh, state),
     )
 
 
 def state_shardings(
     shapes: Mapping[str, Any],
     optimizer: optax.GradientTransformationExtraArgs,
-    mesh: Any,
+    mesh: Mesh,
     mean: bool,
 ) -> State:
     """Where the adapters, their moments, the step counter and, if kept, their mean live."""
-    place: Any = {path: sharding.weight(mesh, path, leaf.shape) for path, leaf in shapes.items()}
+    place: Any = {
+        path: sharding.weight(mesh, leaf.shape, stacked=is_stacked(path))
+        for path, leaf in shapes.items()
+    }
     everywhere: Any = sharding.replicated(mesh)
 
     def of_moment(path: Any, leaf: Any) -> Any:  # moments are trees of the adapters' paths
@@ -126,13 +136,16 @@ def state_shardings(
 
 def first_state(training: Training) -> State:
     """Adapters as PEFT starts them, or from `model.load_checkpoint`; born with their shardings."""
-    run, shapes, place = training.run, training.adapters, training.place
+    run, shapes, place = training.run, training.abstract.adapters, training.place
     if run.load_checkpoint is None:
         start = jax.jit(lambda key: lora.init(shapes, key), out_shardings=place.adapters)
         adapters = start(jax.random.key(run.seed))
     else:
-        file = newest_lora(run.load_checkpoint)
-        adapters = sharding.place_whole(lora_files.read_file(file, shapes), place.adapters)
+        with about("config: model.load_checkpoint"):
+            file = newest_lora(run.load_checkpoint)
+        with about("config: model.load_checkpoint, for lora.rank and lora.target_modules"):
+            read = lora_files.read_file(file, shapes)
+        adapters = sharding.place_whole(read, place.adapters)
     moments = jax.jit(training.optimizer.init, out_shardings=place.moments)(adapters)
     step = jax.jit(lambda: jnp.int32(0), out_shardings=place.step)()
     mean = None
@@ -142,20 +155,25 @@ def first_state(training: Training) -> State:
     return State(adapters, moments, step, mean)
 
 
-def sample_of_shape(
-    config: TransformerConfig, grid: tuple[int, int, int], audio_tokens: int, context_tokens: int
-) -> Batch:
-    """The shapes of a sample with a face mask whose reference is as long as its target."""
+def load_base(training: Training, source: Checkpoint) -> Any:
+    """The frozen weights of a checkpoint, on their devices."""
+    run, place = training.run, functools.partial(sharding.weight, training.mesh)
+    model, _ = lora.adapted_model(training.config, run.lora)
+    loaded = load_weights(source, TRANSFORMER, model, run.dtype, place, run.quantization)
+    return lora.split(loaded)[2]
 
-    def stream(count: int, axes: int, channels: int) -> Stream:
-        target = jax.ShapeDtypeStruct((count, channels), jnp.float32)
-        positions = jax.ShapeDtypeStruct((axes, 2 * count, 2), jnp.float32)
-        context = jax.ShapeDtypeStruct((context_tokens, config.caption_channels), jnp.float32)
-        return Stream(target, target, positions, context)  # type: ignore[arg-type]
 
-    count = int(np.prod(grid))
-    return Batch(
-        video=stream(count, 3, config.video.in_channels),
-        audio=stream(audio_tokens, 1, config.audio.in_channels),
-        face_mask=jax.ShapeDtypeStruct((count,), jnp.float32),  # type: ignore[arg-type]
+def make_batches(training: Training, groups: Sequence[ShapeGroup]) -> Batches:
+    """Batches of this process's share of the samples of a step."""
+    run, hosts = training.run, jax.process_count()
+    size = run.accumulation * run.batch_size * training.mesh.size // hosts
+    return Batches(
+        groups, training.layout, size, run.seed, run.reader_threads, jax.process_index(), hosts
     )
+
+
+def place_batch(training: Training, batch: Batch) -> MicroBatches:
+    """This process's samples as its part of what a step takes."""
+    place = sharding.micro_batches(training.mesh)
+    local = batch.in_micro_batches(training.run.accumulation)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, x), local)

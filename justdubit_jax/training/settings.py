@@ -1,258 +1,231 @@
-"""The configuration, checked once and turned into plain values.
+"""The configuration of a training, checked once and turned into plain values.
 
 What a config asks for and this version does not do ends here with the reason, before anything is
-loaded or written.
+loaded or written. The validation's part is validation/settings.py's.
 """
 
 import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from justdubit_jax.errors import InputError
 from justdubit_jax.lora.adapters import LoRAConfig
 from justdubit_jax.models.attention import Remat
 from justdubit_jax.models.quant import SCHEMES, Scheme
+from justdubit_jax.models.transformer_config import CrossTimestep
 from justdubit_jax.training import schedules
 from justdubit_jax.training.objective import MaskLoss, SigmaSampling
 from justdubit_jax.training.optimizer import KINDS, OptimizerConfig
-from justdubit_jax.training.values import (
-    at_least,
-    existing,
-    known_pairs,
-    one_of,
-    optional_path,
-    pairs,
-    within,
-)
-from justdubit_jax.validation.settings import Validation, read_validation
+from justdubit_jax.training.values import Values
+
+
+@dataclasses.dataclass(frozen=True)
+class Wandb:
+    """What Weights & Biases is told of a run besides its metrics."""
+
+    project: str
+    entity: str | None  # user or team; None: the account's default
+    tags: tuple[str, ...]
+    log_validation_videos: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """A training run. Paths exist; numbers are in range."""
+    """A training run. Paths exist; numbers are finite and in range."""
 
-    model_path: Path
-    load_checkpoint: Path | None
-    cross_timestep: str
+    model_path: Path  # checkpoint file, or converted folder
+    load_checkpoint: Path | None  # LoRA file, or its folder, to start from
+    cross_timestep: CrossTimestep | None  # None: as the checkpoint wants it
     lora: LoRAConfig
-    dtype: Any
+    dtype: jnp.dtype  # of base weights and activations
     quantization: Scheme | None  # storage of the blocks' frozen weights; None is dtype
-    first_frame_p: float
-    isolate: bool
+    first_frame_p: float  # how often the first frame is given, 0..1
+    isolate: bool  # no audio-video attention to references
     folders: Mapping[str, str]  # role -> folder below data_root
-    mask_loss: MaskLoss | None
+    mask_loss: MaskLoss | None  # None: all pixels weigh the same
     sampling: SigmaSampling
     optimizer: OptimizerConfig
-    ema_decay: float  # of a running mean of the adapters; 0 is off
-    steps: int
-    batch_size: int
+    ema_decay: float  # of a running mean of the adapters, 0..1; 0 is off
+    batch_size: int  # samples a micro-batch and device
     accumulation: int  # micro-batches a step
     remat: Remat
-    mesh: tuple[int, int]
-    data_root: Path | None  # None only for a dry run
-    reader_threads: int
-    checkpoint_interval: int
-    keep_last_n: int
-    export_dtype: Any
+    mesh: tuple[int, int]  # devices along (data, fsdp); data -1: those that fsdp leaves
+    data_root: Path | None  # the .precomputed folder; a dry run may do without
+    reader_threads: int  # 0: read in the loop
+    checkpoint_interval: int  # steps; 0: the last step only
+    keep_last_n: int  # checkpoints; below 1: all
+    export_dtype: jnp.dtype  # of the LoRA files
     seed: int
-    keep_best: bool
-    wandb: Mapping[str, Any] | None  # project, entity, tags, log_validation_videos
-    validation: Validation
+    wandb: Wandb | None  # None: off
     output_dir: Path
 
+    @property
+    def steps(self) -> int:
+        """Optimizer updates of the whole run."""
+        return self.optimizer.schedule.steps
 
-def read(config: Any, dry_run: bool = False) -> Settings:
-    """Check a ConfigDict with the keys of configs/dub.py. Raises InputError naming the key.
 
-    A dry run may do without a data set.
-    """
-    _refuse(config)
-    strategy, optimization = config.training_strategy, config.optimization
-    masks = strategy.mask_config
-    use_masks = masks.use_masked_loss
+# What the values of a config stand for.
+_CROSS_TIMESTEP: Mapping[str, CrossTimestep | None] = {"auto": None, "own": "own", "other": "other"}
+_DTYPE = {"bf16": jnp.dtype("bfloat16"), "no": jnp.dtype("float32")}
+_REMAT: Mapping[bool | str, Remat] = {
+    True: "full",
+    False: "none",
+    "attention": "attention",
+    "offload": "offload",
+}
+# The torch trainer's names stand for the nearest storage; its int2 and fp8uz have none.
+_QUANTO: Mapping[str, Scheme] = {"int8-quanto": "int8", "fp8-quanto": "fp8", "int4-quanto": "nf4"}
+_QUANTIZATION = {**{name: name for name in SCHEMES}, **_QUANTO, None: None}
+# The parameters of a sampling mode.
+_SIGMA_PARAMS: Mapping[Literal["shifted_logit_normal", "uniform"], tuple[str, ...]] = {
+    "shifted_logit_normal": ("std",),
+    "uniform": ("min_value", "max_value"),
+}
+
+
+def read(config: ConfigDict) -> Settings:
+    """Check a config with the keys of configs/dub.py. Raises InputError naming the key."""
+    v = Values(config)
+    _refuse(v)
+    mask_loss = _mask_loss(v)
+    return Settings(
+        model_path=v.existing_path("model.model_path"),
+        load_checkpoint=v.optional(v.existing_path, "model.load_checkpoint"),
+        cross_timestep=v.meaning("model.cross_timestep", _CROSS_TIMESTEP),
+        lora=_lora(v),
+        dtype=v.meaning("acceleration.mixed_precision_mode", _DTYPE),
+        quantization=v.meaning("acceleration.quantization", _QUANTIZATION),
+        first_frame_p=v.within(0, 1, "training_strategy.first_frame_conditioning_p"),
+        isolate=v.flag("training_strategy.enable_cross_attention_masking"),
+        folders=_folders(v, with_masks=mask_loss is not None),
+        mask_loss=mask_loss,
+        sampling=_sampling(v),
+        optimizer=_optimizer(v),
+        ema_decay=v.below(1, "optimization.ema_decay"),
+        batch_size=v.whole(1, "optimization.batch_size"),
+        accumulation=v.whole(1, "optimization.gradient_accumulation_steps"),
+        remat=v.meaning("optimization.enable_gradient_checkpointing", _REMAT),
+        mesh=(v.whole(-1, "mesh.data"), v.whole(1, "mesh.fsdp")),
+        data_root=v.optional(v.existing_path, "data.preprocessed_data_root"),
+        reader_threads=v.whole(0, "data.num_dataloader_workers"),
+        checkpoint_interval=v.whole(0, "checkpoints.interval"),
+        keep_last_n=v.whole(-1, "checkpoints.keep_last_n"),
+        export_dtype=jnp.dtype(v.one_of("checkpoints.precision", ("bfloat16", "float32"))),
+        seed=v.whole(0, "seed", 2**32 - 1),
+        wandb=_wandb(v),
+        output_dir=Path(v.text("output_dir")).expanduser(),
+    )
+
+
+def _refuse(v: Values) -> None:
+    """Values that no version takes, and those that a later one will."""
+    v.must_be("training_strategy.name", "justdubit")
+    v.must_be("training_strategy.with_audio", True, "dubbing trains picture and voice together")
+    v.must_be(
+        "model.training_mode",
+        "lora",
+        "19B float32 masters with their moments do not fit one device",
+    )
+    v.must_be(
+        "acceleration.load_text_encoder_in_8bit",
+        False,
+        "not needed, since the text encoder is gone before the transformer is loaded",
+    )
+    v.must_be("hub.push_to_hub", False, "not supported yet")
+
+
+def _lora(v: Values) -> LoRAConfig:
+    return LoRAConfig(
+        rank=v.whole(1, "lora.rank"),
+        alpha=v.at_least(1, "lora.alpha"),
+        dropout=v.within(0, 1, "lora.dropout"),
+        target_modules=v.texts("lora.target_modules"),
+    )
+
+
+def _mask_loss(v: Values) -> MaskLoss | None:
+    if not v.flag("training_strategy.mask_config.use_masked_loss"):
+        return None
+    return MaskLoss(
+        mask_loss_weight=v.at_least(0, "training_strategy.mask_config.mask_loss_weight"),
+        background_loss_weight=v.at_least(
+            0, "training_strategy.mask_config.background_loss_weight"
+        ),
+        mask_threshold=v.within(0, 1, "training_strategy.mask_config.mask_threshold"),
+        use_soft_masks=v.flag("training_strategy.mask_config.use_soft_masks"),
+    )
+
+
+def _folders(v: Values, with_masks: bool) -> dict[str, str]:
     folders = {
         "latents": "latents",
         "conditions": "conditions",
-        "audio_latents": strategy.audio_latents_dir,
-        "reference_latents": strategy.reference_latents_dir,
-        "reference_audio_latents": strategy.reference_audio_latents_dir,
+        "audio_latents": v.text("training_strategy.audio_latents_dir"),
+        "reference_latents": v.text("training_strategy.reference_latents_dir"),
+        "reference_audio_latents": v.text("training_strategy.reference_audio_latents_dir"),
     }
-    if use_masks:
-        folders["masks"] = masks.mask_dir
-    settings = Settings(
-        model_path=existing(config.model.model_path, "model.model_path"),
-        load_checkpoint=optional_path(config.model.load_checkpoint, "model.load_checkpoint"),
-        cross_timestep=one_of(config.model, "model.cross_timestep", ("auto", "own", "other")),
-        lora=LoRAConfig(
-            rank=at_least(1, config.lora.rank, "lora.rank"),
-            alpha=at_least(1, config.lora.alpha, "lora.alpha"),
-            dropout=within(0, 1, config.lora.dropout, "lora.dropout"),
-            target_modules=tuple(config.lora.target_modules),
-        ),
-        dtype=jnp.bfloat16 if config.acceleration.mixed_precision_mode == "bf16" else jnp.float32,
-        quantization=_quantization(config.acceleration.quantization),
-        first_frame_p=within(
-            0,
-            1,
-            strategy.first_frame_conditioning_p,
-            "training_strategy.first_frame_conditioning_p",
-        ),
-        isolate=strategy.enable_cross_attention_masking,
-        folders=folders,
-        mask_loss=MaskLoss(
-            masks.mask_loss_weight,
-            masks.background_loss_weight,
-            masks.mask_threshold,
-            masks.use_soft_masks,
-        )
-        if use_masks
-        else None,
-        sampling=_sampling(config.flow_matching),
-        optimizer=_optimizer(optimization),
-        ema_decay=_ema_decay(optimization.ema_decay),
-        steps=optimization.steps,
-        batch_size=at_least(1, optimization.batch_size, "optimization.batch_size"),
-        accumulation=at_least(
-            1, optimization.gradient_accumulation_steps, "optimization.gradient_accumulation_steps"
-        ),
-        remat=_remat(optimization.enable_gradient_checkpointing),
-        mesh=(config.mesh.data, at_least(1, config.mesh.fsdp, "mesh.fsdp")),
-        data_root=(optional_path if dry_run else existing)(
-            config.data.preprocessed_data_root, "data.preprocessed_data_root"
-        ),
-        reader_threads=at_least(
-            0, config.data.num_dataloader_workers, "data.num_dataloader_workers"
-        ),
-        checkpoint_interval=at_least(0, config.checkpoints.interval, "checkpoints.interval"),
-        keep_last_n=at_least(-1, config.checkpoints.keep_last_n, "checkpoints.keep_last_n"),
-        export_dtype=jnp.dtype(
-            one_of(config.checkpoints, "checkpoints.precision", ("bfloat16", "float32"))
-        ),
-        seed=config.seed,
-        keep_best=config.checkpoints.keep_best,
-        wandb={
-            "project": config.wandb.project,
-            "entity": config.wandb.entity,
-            "tags": tuple(config.wandb.tags),
-            "log_validation_videos": config.wandb.log_validation_videos,
-        }
-        if config.wandb.enabled
-        else None,
-        validation=read_validation(config),
-        output_dir=Path(config.output_dir).expanduser(),
-    )
-    return settings
+    if with_masks:
+        folders["masks"] = v.text("training_strategy.mask_config.mask_dir")
+    return folders
 
 
-def _refuse(config: Any) -> None:
-    """Values that no version takes, and those that a later one will."""
-    validation = config.validation
-    never = {
-        "training_strategy.name": (config.training_strategy.name != "justdubit", "is 'justdubit'"),
-        "training_strategy.with_audio": (
-            not config.training_strategy.with_audio,
-            "is True: dubbing trains picture and voice together",
-        ),
-        "acceleration.mixed_precision_mode": (
-            config.acceleration.mixed_precision_mode not in ("bf16", "no"),
-            "is 'bf16' or 'no' (float32)",
-        ),
-        "model.training_mode": (
-            config.model.training_mode != "lora",
-            "is 'lora': 19B float32 masters with their moments do not fit one device",
-        ),
-        "validation.enable_cross_attention_masking": (
-            validation.enable_cross_attention_masking
-            != config.training_strategy.enable_cross_attention_masking,
-            "must be training_strategy's: samples would show another model than the trained one",
-        ),
-    }
-    for key, (wrong, expected) in never.items():
-        if wrong:
-            raise InputError(f"config: {key} {expected}")
-    if config.acceleration.load_text_encoder_in_8bit:
-        raise InputError(
-            "config: acceleration.load_text_encoder_in_8bit is not needed: the text encoder is "
-            "gone before the transformer is loaded"
-        )
-    not_yet = {
-        "hub.push_to_hub": config.hub.push_to_hub,
-    }
-    for what, asked in not_yet.items():
-        if asked:
-            raise InputError(f"config: {what} is not supported yet")
-
-
-def _remat(value: Any) -> Remat:
-    names = {True: "full", False: "none", "attention": "attention", "offload": "offload"}
-    if value not in names:
-        raise InputError(
-            f"config: optimization.enable_gradient_checkpointing is {value!r}, "
-            "expected True, False, 'attention' or 'offload'"
-        )
-    return names[value]  # type: ignore[return-value]
-
-
-def _optimizer(optimization: Any) -> OptimizerConfig:
-    kind = one_of(optimization, "optimization.optimizer_type", KINDS)
-    key = "optimization.first_moment_dtype"
-    first_moment = one_of(optimization, key, ("float32", "bfloat16"))
-    if kind == "adamw8bit" and first_moment != "float32":
-        raise InputError(f"config: {key} is for adamw: adamw8bit's moments are bytes")
-    key = "optimization.learning_rate_groups"
-    groups = pairs(optimization.learning_rate_groups, key)
-    for pattern, rate in groups:
-        at_least(0, rate, key)
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise InputError(f"config: {key}: {pattern!r} is no regex: {error}") from None
-    schedule = schedules.Schedule(
-        kind=one_of(optimization, "optimization.scheduler_type", schedules.KINDS),
-        steps=at_least(1, optimization.steps, "optimization.steps"),
-        params=dict(pairs(optimization.scheduler_params, "optimization.scheduler_params")),
-        warmup_steps=at_least(0, optimization.warmup_steps, "optimization.warmup_steps"),
-    )
-    return OptimizerConfig(
-        kind=kind,
-        first_moment_dtype=first_moment,
-        learning_rate=at_least(0, optimization.learning_rate, "optimization.learning_rate"),
-        groups=groups,
-        schedule=schedule,
-        max_grad_norm=at_least(0, optimization.max_grad_norm, "optimization.max_grad_norm"),
-    )
-
-
-def _ema_decay(value: float) -> float:
-    if not 0 <= value < 1:
-        raise InputError(f"config: optimization.ema_decay is {value}, expected 0 to below 1")
-    return value
-
-
-def _sampling(flow: Any) -> SigmaSampling:
-    key = "flow_matching.timestep_sampling_mode"
-    mode = one_of(flow, key, ("shifted_logit_normal", "uniform"))
-    names = ("std",) if mode == "shifted_logit_normal" else ("min_value", "max_value")
+def _sampling(v: Values) -> SigmaSampling:
+    mode = v.one_of("flow_matching.timestep_sampling_mode", tuple(_SIGMA_PARAMS))
     key = "flow_matching.timestep_sampling_params"
-    sampling = SigmaSampling(mode, **known_pairs(flow.timestep_sampling_params, key, names))  # type: ignore[arg-type]
+    sampling = SigmaSampling(mode, **v.known_pairs(key, _SIGMA_PARAMS[mode]))
     if not 0 <= sampling.min_value <= sampling.max_value <= 1:
-        raise InputError(f"config: {key}: min_value and max_value must be in order within 0..1")
+        raise v.wrong(key, "min_value and max_value in order within 0..1")
     return sampling
 
 
-# The torch trainer's names for what is here the nearest storage; its int2 and fp8uz have none.
-_QUANTO = {"int8-quanto": "int8", "fp8-quanto": "fp8", "int4-quanto": "nf4"}
+def _optimizer(v: Values) -> OptimizerConfig:
+    kind = v.one_of("optimization.optimizer_type", KINDS)
+    moments = "optimization.first_moment_dtype"
+    if kind == "adamw8bit":
+        v.must_be(moments, "float32", "it is for adamw, the moments of adamw8bit are bytes")
+    return OptimizerConfig(
+        kind=kind,
+        first_moment_dtype=v.one_of(moments, ("float32", "bfloat16")),
+        learning_rate=v.at_least(0, "optimization.learning_rate"),
+        groups=_rate_groups(v),
+        schedule=_schedule(v),
+        max_grad_norm=v.at_least(0, "optimization.max_grad_norm"),
+    )
 
 
-def _quantization(value: str | None) -> Any:
-    name = _QUANTO.get(str(value), value)
-    if name is not None and name not in SCHEMES:
-        accepted = ", ".join((*SCHEMES, *_QUANTO))
-        raise InputError(
-            f"config: acceleration.quantization is {value!r}, expected None or one of {accepted}"
-        )
-    return name
+def _schedule(v: Values) -> schedules.Schedule:
+    kind = v.one_of("optimization.scheduler_type", schedules.KINDS)
+    steps, warmup = v.whole(1, "optimization.steps"), v.whole(0, "optimization.warmup_steps")
+    params = dict(v.pairs("optimization.scheduler_params"))
+    with about("config: optimization.scheduler_params"):
+        return schedules.Schedule(kind, steps, params, warmup)
+
+
+def _rate_groups(v: Values) -> tuple[tuple[str, float], ...]:
+    """Pairs of a regex and a rate."""
+    key = "optimization.learning_rate_groups"
+    groups = v.pairs(key)
+    for pattern, rate in groups:
+        if rate < 0:
+            raise v.wrong(key, "rates of at least 0")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise v.wrong(key, f"regexes, but {pattern!r} is none: {error}") from None
+    return groups
+
+
+def _wandb(v: Values) -> Wandb | None:
+    if not v.flag("wandb.enabled"):
+        return None
+    return Wandb(
+        project=v.text("wandb.project"),
+        entity=v.optional(v.text, "wandb.entity"),
+        tags=v.texts("wandb.tags"),
+        log_validation_videos=v.flag("wandb.log_validation_videos"),
+    )

@@ -1,5 +1,6 @@
 """The loss as a number that can be compared: fixed samples, fixed sigmas, fixed noise."""
 
+import dataclasses
 import itertools
 import zlib
 from collections.abc import Iterable
@@ -8,21 +9,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax import Array
 from jax.sharding import Mesh
 
 from justdubit_jax.data.batch import Batch
-from justdubit_jax.data.samples import Bucket, Sample, read_sample
+from justdubit_jax.data.samples import SampleFiles, ShapeGroup, read_sample
 from justdubit_jax.devices import processes, sharding
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.models.transformer_config import CrossTimestep
-from justdubit_jax.training import objective
-from justdubit_jax.training.settings import Settings
+from justdubit_jax.models.tokens import Layout
+from justdubit_jax.training.objective import Draw, Errors, Objective, Terms
 
 SIGMAS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 class FixedLoss:
-    """Mean loss terms over samples at SIGMAS, without gradients; compiles once a bucket.
+    """Mean loss terms over samples at SIGMAS, without gradients; compiles once a shape.
 
     Besides the training's loss_video and loss_audio and their sum, loss_face and loss_background
     are the plain video errors on either side of the mask's threshold. The noise of a sample
@@ -31,50 +33,45 @@ class FixedLoss:
     a sample at a time.
     """
 
-    def __init__(self, run: Settings, graphdef: Any, cross_timestep: CrossTimestep, mesh: Mesh):
-        self._run, self._mesh = run, mesh
-        mean = jax.vmap(lambda x, weight: objective.weighted_mean(x[None], weight[None]))
+    def __init__(self, objective: Objective, graphdef: nnx.GraphDef, layout: Layout, mesh: Mesh):
+        self._layout, self._mesh = layout, mesh
+        self._objective = objective = dataclasses.replace(
+            objective, first_frame_p=0.0, execution=sharding.execution(mesh)
+        )
+
+        def of_sample(errors: Errors, face_mask: Array | None) -> Terms:
+            one, mask = jax.tree.map(lambda x: x[None], (errors, face_mask))
+            return objective.terms(one, mask) | objective.sides(one, mask)
 
         # Whole on every device, since each process reads them all.
         @jax.jit(static_argnames="grid", out_shardings=sharding.replicated(mesh))
-        def terms(adapters: Any, frozen: Any, batch: Any, draws: Any, sigma: Any, grid: Any) -> Any:
-            error = objective.errors(
-                lora.merge(graphdef, adapters, frozen),
-                batch,
-                draws._replace(sigma=jnp.full_like(draws.sigma, sigma)),
-                grid=grid,
-                isolate=run.isolate,
-                dtype=run.dtype,
-                cross_timestep=cross_timestep,
-                execution=sharding.execution(mesh),
-            )
-            weight, parts = error.counts, {}
-            if run.mask_loss is not None and batch.face_mask is not None:
-                weight = run.mask_loss.weights(batch.face_mask)
-                face = (batch.face_mask > run.mask_loss.mask_threshold).astype(jnp.float32)
-                parts["loss_face"] = mean(error.video, face)
-                parts["loss_background"] = mean(error.video, 1 - face)
-            video, audio = mean(error.video, weight), error.audio.mean((1, 2))
-            return {"loss": video + audio, "loss_video": video, "loss_audio": audio} | parts
+        def terms(
+            weights: lora.Weights, batch: Batch, draws: Draw, sigma: Array, grid: Any
+        ) -> Terms:
+            model: Any = lora.merge(graphdef, *weights)
+            draws = draws._replace(sigma=jnp.full_like(draws.sigma, sigma))
+            errors = objective.errors(model, batch, draws, grid)
+            return jax.vmap(of_sample)(errors, batch.face_mask)
 
         self._terms = terms
 
-    def mean(
-        self, adapters: lora.Adapters, frozen: Any, buckets: Iterable[Bucket]
-    ) -> dict[str, float]:
-        """The terms, averaged over all samples of the buckets and all SIGMAS."""
+    def mean(self, weights: lora.Weights, groups: Iterable[ShapeGroup]) -> dict[str, float]:
+        """The terms, averaged over all samples of the groups and all SIGMAS."""
         found = []
-        for bucket in buckets:
-            for group in itertools.batched(bucket.samples, self._mesh.size):
-                own = [self._draw(s, bucket.grid[0]) for _, s in processes.share(self._mesh, group)]
+        for group in groups:
+            grid = group.shape.grid
+            for some in itertools.batched(group.samples, self._mesh.size):
+                own = [self._draw(files, grid[0]) for _, files in processes.share(self._mesh, some)]
                 batch, draws = processes.spread(self._mesh, own)
                 for sigma in np.array(SIGMAS, np.float32):
-                    terms = self._terms(adapters, frozen, batch, draws, sigma, bucket.grid)
-                    found.append({k: np.asarray(x)[: len(group)] for k, x in terms.items()})
+                    terms = self._terms(weights, batch, draws, sigma, grid)
+                    found.append({k: np.asarray(x)[: len(some)] for k, x in terms.items()})
         return jax.tree.map(lambda *x: float(np.mean(np.concatenate(x))), *found)
 
-    def _draw(self, sample: Sample, frames: int) -> tuple[Batch, objective.Draw]:
+    def _draw(self, files: SampleFiles, frames: int) -> tuple[Batch, Draw]:
         """A sample as a batch of one, and its noise."""
-        batch = jax.tree.map(lambda x: jnp.asarray(x)[None], read_sample(sample))
-        key = jax.random.key(zlib.crc32(sample.name.encode()))
-        return batch, objective.draw(key, batch, self._run.sampling, 0.0, frames)
+        batch = Batch(
+            *jax.tree.map(lambda x: jnp.asarray(x)[None], read_sample(files, self._layout))
+        )
+        key = jax.random.key(zlib.crc32(files.name.encode()))
+        return batch, self._objective.draw(key, batch, frames)

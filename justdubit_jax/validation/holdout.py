@@ -7,20 +7,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from justdubit_jax.data.samples import Sample
+from justdubit_jax.data.samples import SampleFiles, group_by_shape
 from justdubit_jax.files import replacing
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.models.transformer_config import CrossTimestep
 from justdubit_jax.runs.output import read_best
-from justdubit_jax.training.settings import Settings
+from justdubit_jax.training.prepare import Training
 from justdubit_jax.validation.fixed_loss import FixedLoss
 
 
 def split_holdout(
-    samples: Sequence[Sample], count: int, seed: int
-) -> tuple[list[Sample], list[Sample]]:
+    samples: Sequence[SampleFiles], count: int, seed: int
+) -> tuple[list[SampleFiles], list[SampleFiles]]:
     """(for training, held out): the same samples for the same seed and data set."""
     order = np.random.default_rng(seed).permutation(len(samples))
     held = set(order[:count].tolist())
@@ -37,16 +35,16 @@ class Holdout:
 
     def __init__(
         self,
-        run: Settings,
-        graphdef: Any,
-        buckets: Any,
-        cross_timestep: CrossTimestep,
-        mesh: Mesh,
+        training: Training,
+        samples: Sequence[SampleFiles],
         first_step: int,
         logs: Sequence[Any],
     ):
-        self._logs, self._buckets, self._output = logs, buckets, run.output_dir
-        self._loss = FixedLoss(run, graphdef, cross_timestep, mesh)
+        self._logs, self._output = logs, training.run.output_dir
+        self._groups = group_by_shape(samples)
+        self._loss = FixedLoss(
+            training.objective, training.graphdef, training.layout, training.mesh
+        )
         self._writes = jax.process_index() == 0
         path = self._output / "validation.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
@@ -57,10 +55,10 @@ class Holdout:
         if self._writes and best is not None and best["step"] > first_step:
             (self._output / "best.json").unlink()
 
-    def measure(self, step: int, adapters: lora.Adapters, frozen: Any) -> dict[str, float]:
+    def measure(self, step: int, weights: lora.Weights) -> dict[str, float]:
         """Measure, and append a line; a step that is already there is not measured again."""
         if step not in self._known:
-            means = self._loss.mean(adapters, frozen, self._buckets)
+            means = self._loss.mean(weights, self._groups)
             self._known[step] = {"step": step, **means}
             if self._writes:
                 with replacing(self._output / "validation.jsonl") as temporary:

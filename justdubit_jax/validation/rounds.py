@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from justdubit_jax.data.samples import Sample, make_buckets
+from justdubit_jax.data.samples import SampleFiles
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.runs.display import Display
@@ -12,7 +12,8 @@ from justdubit_jax.runs.output import is_due
 from justdubit_jax.training.prepare import Training
 from justdubit_jax.validation.holdout import Holdout
 from justdubit_jax.validation.prepare import Prepared
-from justdubit_jax.validation.samples import Sampler
+from justdubit_jax.validation.samples import SampleWriter
+from justdubit_jax.validation.settings import Validation
 from justdubit_jax.weights.checkpoint import Checkpoint
 
 
@@ -25,67 +26,63 @@ class Rounds:
     def __init__(
         self,
         training: Training,
+        validation: Validation,
         checkpoint: Checkpoint,
         prepared: Sequence[Prepared],
-        held_out: Sequence[Sample],
+        held_out: Sequence[SampleFiles],
         first_step: int,
         display: Display,
         metrics: Metrics,
         logs: Sequence[Any],
     ):
         self.interrupted: Callable[[], bool] = lambda: False
-        self._run, self._first_step = training.run, first_step
+        self._run, self._validation, self._first_step = training.run, validation, first_step
         self._display, self._metrics = display, metrics
-        graphdef, rule, mesh = training.graphdef, training.cross_timestep, training.mesh
-        self._sampler = self._holdout = None
+        self._writer = self._holdout = None
         if prepared:
-            self._sampler = Sampler(
-                training.run,
+            self._writer = SampleWriter(
+                training,
+                validation,
                 checkpoint,
-                graphdef,
-                training.model.config,
                 prepared,
-                rule,
-                mesh,
                 display,
                 logs,
-                interrupted=lambda: self.interrupted(),
+                lambda: self.interrupted(),
             )
         if held_out:
-            buckets = make_buckets(held_out)
-            self._holdout = Holdout(training.run, graphdef, buckets, rule, mesh, first_step, logs)
+            self._holdout = Holdout(training, held_out, first_step, logs)
 
-    def catch_up(self, adapters: lora.Adapters, frozen: Any) -> None:
+    def catch_up(self, weights: lora.Weights) -> None:
         """Before the first step: the baseline, or what the run was killed in."""
-        v, step = self._run.validation, self._first_step
+        v, step = self._validation, self._first_step
         if step == 0:
             if v.interval and not v.skip_initial:
-                self.look(0, adapters, frozen)
+                self.look(0, weights)
             return
-        self._rank(step, adapters, frozen)
-        if is_due(step, v.interval) and self._sampler and not self._sampler.has_written(step):
-            self.look(step, adapters, frozen)
+        self._rank(step, weights)
+        if is_due(step, v.interval) and self._writer and not self._writer.has_written(step):
+            self.look(step, weights)
 
-    def after(self, step: int, adapters: lora.Adapters, frozen: Any) -> None:
+    def after(self, step: int, weights: lora.Weights) -> None:
         """After a step, and its checkpoint if there is one."""
         run = self._run
         if step == run.steps or is_due(step, run.checkpoint_interval):
-            self._rank(step, adapters, frozen)
-        if is_due(step, run.validation.interval):
-            self.look(step, adapters, frozen)
+            self._rank(step, weights)
+        if is_due(step, self._validation.interval):
+            self.look(step, weights)
 
-    def look(self, step: int, adapters: lora.Adapters, frozen: Any) -> None:
+    def look(self, step: int, weights: lora.Weights) -> None:
         """Samples and held-out loss."""
         with self._metrics.pause():
-            if self._sampler:
-                self._sampler.write(step, adapters, frozen)
+            if self._writer:
+                self._writer.write(step, weights)
                 self._metrics.curve()
             if self._holdout:
-                loss = self._holdout.measure(step, adapters, frozen)["loss"]
+                loss = self._holdout.measure(step, weights)["loss"]
                 self._display.log(f"step {step}/{self._run.steps}  held-out loss {loss:.4f}")
 
-    def _rank(self, step: int, adapters: lora.Adapters, frozen: Any) -> None:
-        if self._run.keep_best and self._holdout:
+    def _rank(self, step: int, weights: lora.Weights) -> None:
+        if self._validation.keep_best and self._holdout:
             with self._metrics.pause():
-                record = self._holdout.measure(step, adapters, frozen)
+                record = self._holdout.measure(step, weights)
                 self._holdout.name_best(record, lora_files.export_path(self._run.output_dir, step))

@@ -5,7 +5,6 @@ at a time, and every process writes the samples of its devices.
 """
 
 import dataclasses
-import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -13,20 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
 from justdubit_jax.clips.pictures import contact_sheet_png, side_by_side
 from justdubit_jax.clips.write import write_video
-from justdubit_jax.devices import processes, sharding
-from justdubit_jax.dubbing import sample
-from justdubit_jax.dubbing.job import Job, decode_samples
-from justdubit_jax.latents.audio import audio_latent_shape
+from justdubit_jax.dubbing.job import Job, Request, decode_samples
+from justdubit_jax.dubbing.sample import Sampler
+from justdubit_jax.latents.shapes import Frames, LatentPair, Sound
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.models.transformer_config import CrossTimestep, TransformerConfig
 from justdubit_jax.runs.display import Display, Report
 from justdubit_jax.sampling.guidance import SamplingSettings
-from justdubit_jax.training.settings import Settings
+from justdubit_jax.training.prepare import Training
 from justdubit_jax.validation.prepare import Prepared
+from justdubit_jax.validation.settings import Validation
 from justdubit_jax.weights.checkpoint import Checkpoint
 
 
@@ -35,27 +32,30 @@ class Turn:
     """One sample of a prompt; its number, from 1, is that of its file."""
 
     number: int
-    prepared: Prepared
-    seed: int
+    text: str
+    request: Request
 
 
-def turns(prepared: Sequence[Prepared], repeats: int, seed: int) -> list[Turn]:
+def turns(prepared: Sequence[Prepared], repeats: int) -> list[Turn]:
     """The samples of a round: those of a prompt stand together, and differ in their seeds."""
     pairs = itertools.product(prepared, range(repeats))
-    return [Turn(number, p, seed + repeat) for number, (p, repeat) in enumerate(pairs, 1)]
+    return [
+        Turn(number, p.text, dataclasses.replace(p.request, seed=p.request.seed + repeat))
+        for number, (p, repeat) in enumerate(pairs, 1)
+    ]
 
 
 def in_batches(all_turns: Sequence[Turn], size: int) -> Iterator[tuple[Turn, ...]]:
     """Turns of equal shapes, `size` together where there are as many."""
     alike: dict[Any, list[Turn]] = defaultdict(list)
     for turn in all_turns:
-        alike[turn.prepared.shapes].append(turn)
+        alike[turn.request.shapes].append(turn)
     for same in alike.values():
         yield from itertools.batched(same, size)
 
 
-class Sampler:
-    """Writes OUTPUT/samples/step_000100_1.mp4 and so on; compiles once for each shape.
+class SampleWriter:
+    """Writes OUTPUT/samples/step_000100_1.mp4 and so on.
 
     `interrupted` is asked between pieces of the work, and ends it: the sampling as soon as it is
     true on one process, the decoding on each for itself. What is not written by then is dropped.
@@ -63,43 +63,45 @@ class Sampler:
 
     def __init__(
         self,
-        run: Settings,
+        training: Training,
+        validation: Validation,
         checkpoint: Checkpoint,
-        graphdef: Any,
-        config: TransformerConfig,
         prepared: Sequence[Prepared],
-        cross_timestep: CrossTimestep,
-        mesh: Mesh,
         display: Display,
         logs: Sequence[Any],
         interrupted: Callable[[], bool] = lambda: False,
     ):
-        v = run.validation
-        self._run, self._checkpoint, self._config, self._mesh = run, checkpoint, config, mesh
-        self._turns = turns(prepared, v.videos_per_prompt, v.seed)
+        v, objective = validation, training.objective
+        self._validation = validation
+        self._run, self._checkpoint, self._together = training.run, checkpoint, training.mesh.size
+        self._turns = turns(prepared, v.videos_per_prompt)
         self._display, self._logs, self._interrupted = display, logs, interrupted
-        self._shape = audio_latent_shape(checkpoint)
-        self._settings = SamplingSettings(
+        settings = SamplingSettings(
             *v.guidance,
-            isolate=run.isolate,
-            cross_timestep=cross_timestep,
-            dtype=run.dtype,
-            batched=v.batch_guidance is not False,
-            execution=sharding.execution(mesh),
+            isolate=objective.isolate,
+            cross_timestep=objective.cross_timestep,
+            dtype=objective.dtype,
         )
-        self._settings.check(config.layers)
-        self._graphdef = graphdef
+        self._sampler = Sampler(
+            training.graphdef,
+            training.config,
+            training.layout,
+            training.mesh,
+            settings,
+            v.steps,
+            v.batch_guidance,
+        )
 
-    def write(self, step: int, adapters: lora.Adapters, frozen: Any) -> list[Path]:
+    def write(self, step: int, weights: lora.Weights) -> list[Path]:
         """Sample every prompt, and return the files that this process wrote.
 
         A sample that fails is reported and does not end the training.
         """
-        sampled: list[tuple[Turn, Any]] = []
+        sampled: list[tuple[Turn, LatentPair]] = []
         with self._display.sampling(step, len(self._turns)) as say:
-            for batch in in_batches(self._turns, self._mesh.size):
+            for batch in in_batches(self._turns, self._together):
                 try:
-                    latents = self._sample(batch, adapters, frozen, say)
+                    latents = self.sample(batch, weights, say)
                 except Exception as error:
                     numbers = ", ".join(str(turn.number) for turn in batch)
                     self._display.log(f"sample {numbers} of step {step} failed: {error}")
@@ -109,58 +111,35 @@ class Sampler:
                 sampled += latents
             return self._decode(step, sampled, say)
 
-    def _sample(
-        self, batch: Sequence[Turn], adapters: Any, frozen: Any, say: Report
-    ) -> list[tuple[Turn, Any]] | None:
+    def sample(
+        self, batch: Sequence[Turn], weights: lora.Weights, say: Report
+    ) -> list[tuple[Turn, LatentPair]] | None:
         """The latents of this process's turns of the batch; None if interrupted."""
-        steps, own = self._run.validation.steps, processes.share(self._mesh, batch)
-        streams = [self._conditioned(turn) for _, turn in own]
-        starts = [sample.start(pair) for pair in streams]
-        spread = functools.partial(processes.spread, self._mesh)
-        loop, tokens = self._loop(self._batched(streams[0])), spread(starts)
         stage = "sampling" if len(batch) == 1 else f"sampling {len(batch)} at once"
-        pieces = sample.in_segments(loop, adapters, frozen, spread(streams), tokens, steps)
-        for done, tokens in pieces:  # noqa: B007 (the last are used)
-            say(batch[0].number, batch[0].prepared.text, stage, done, steps)
-            if processes.any_process(self._interrupted()):
-                return None
-        rows = zip(own, streams, processes.own_rows(tokens), strict=True)
-        return [
-            (turn, sample.target_latents(turn.prepared.job, row, pair, self._shape[0]))
-            for (place, turn), pair, row in rows
-            if place < len(batch)
-        ]
+        first, steps = batch[0], self._validation.steps
+        requests = [turn.request for turn in batch]
 
-    def _conditioned(self, turn: Turn) -> sample.Streams:
-        prepared = turn.prepared
-        contexts = prepared.prompt, prepared.negative
-        return sample.conditioned(
-            prepared.job, prepared.encoded, contexts, self._config, self._shape, turn.seed
-        )
+        def show(done: int) -> None:
+            say(first.number, first.text, stage, done, steps)
 
-    def _batched(self, streams: sample.Streams) -> bool:
-        if self._run.validation.batch_guidance is not None:
-            return self._run.validation.batch_guidance
-        return sample.runs_batched(self._config, streams, len(self._settings.passes))
+        found = self._sampler.sample(weights, requests, show, self._interrupted)
+        return None if found is None else [(batch[index], latents) for index, latents in found]
 
-    @functools.cache  # noqa: B019 (one Sampler a run)
-    def _loop(self, batched: bool) -> Any:
-        chosen = dataclasses.replace(self._settings, batched=batched)
-        return sample.sampler(self._graphdef, chosen, sharding.batch(self._mesh))
-
-    def _decode(self, step: int, sampled: Sequence[tuple[Turn, Any]], say: Report) -> list[Path]:
+    def _decode(
+        self, step: int, sampled: Sequence[tuple[Turn, LatentPair]], say: Report
+    ) -> list[Path]:
         """Write the samples; after one that fails the decoders start again."""
         written, decoded = [], None
         for index, (turn, _) in enumerate(sampled):
             if self._interrupted():
                 break
-            say(turn.number, turn.prepared.text, "decoding")
+            say(turn.number, turn.text, "decoding")
             try:
                 rest = [latents for _, latents in sampled[index:]]
                 decoded = decoded or decode_samples(self._checkpoint, rest)
                 pieces, sound, rate = next(decoded)
                 frames = np.concatenate(list(pieces))
-                job = turn.prepared.job
+                job = turn.request.job
                 written.append(self._save(step, turn.number, job, frames, sound, rate))
             except Exception as error:
                 decoded = None
@@ -174,15 +153,17 @@ class Sampler:
     def _path(self, step: int, number: int) -> Path:
         return self._run.output_dir / "samples" / f"step_{step:06d}_{number}.mp4"
 
-    def _save(self, step: int, number: int, job: Job, frames: Any, sound: Any, rate: int) -> Path:
+    def _save(
+        self, step: int, number: int, job: Job, frames: Frames, sound: Sound, rate: int
+    ) -> Path:
         """Write a sample as mp4 and contact sheet, and log it."""
         path, shown = self._path(step, number), frames
         rows = [("dubbed", frames)]
         if job.reference is not None:
             rows.insert(0, ("reference", job.reference))
-            if self._run.validation.include_reference:
+            if self._validation.include_reference:
                 shown = side_by_side(job.reference, frames)
-        voice = sound if self._run.validation.with_sound else None
+        voice = sound if self._validation.with_sound else None
         write_video(path, shown, job.fps, voice, rate)
         contact_sheet_png(path.with_suffix(".png"), rows)
         for log in self._logs:

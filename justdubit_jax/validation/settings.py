@@ -1,132 +1,149 @@
-"""The validation's part of the configuration."""
+"""The validation's part of the configuration, and what it has to agree on with the training's."""
 
 import dataclasses
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+
+from ml_collections import ConfigDict
 
 from justdubit_jax.clips.rates import exact_fps
 from justdubit_jax.errors import InputError
-from justdubit_jax.models.tokens import FRAMES_PER_LATENT, PIXELS_PER_LATENT
-from justdubit_jax.sampling.guidance import Guidance, stg_blocks
-from justdubit_jax.training.values import at_least, existing, one_of, within
+from justdubit_jax.models.tokens import Layout
+from justdubit_jax.sampling.guidance import Guidance, StgMode, guidance_of_both
+from justdubit_jax.training.values import Values
 
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """Samples and held-out losses while training. Files exist; lists are as long as the prompts."""
+    """Samples and held-out losses while training.
 
-    prompts: tuple[str, ...]
+    Files exist; `images` and `reference_videos` are empty or as long as `prompts`.
+    """
+
+    prompts: tuple[str, ...]  # none: no samples
     negative_prompt: str
-    images: tuple[Path, ...]
-    reference_videos: tuple[Path, ...]
+    images: tuple[Path, ...]  # first frames
+    reference_videos: tuple[Path, ...]  # clips to dub
     videos_per_prompt: int
-    include_reference: bool
-    width: int
+    include_reference: bool  # beside the sample, in its mp4
+    width: int  # pixels; see check_size
     height: int
     frames: int
-    frame_rate: Fraction
-    seed: int
-    steps: int
-    interval: int  # 0: none
+    frame_rate: Fraction  # frames per second
+    seed: int  # of a prompt's first sample; the next one's is one more
+    steps: int  # Euler steps of a sample
+    interval: int  # training steps between two looks; 0: none
     guidance: tuple[Guidance, Guidance]  # of video, of audio
-    batch_guidance: bool | None  # None: by free memory
+    batch_guidance: bool | None  # passes side by side; None: by free memory
     with_sound: bool
-    skip_initial: bool
-    holdout: int
-    text_encoder_path: Path | None
+    skip_initial: bool  # no look before the first step
+    holdout: int  # samples kept out of training
+    keep_best: bool  # name the checkpoint of least held-out loss; only with a holdout
+    text_encoder_path: Path | None  # None only where there is nothing to sample
 
-
-def read_validation(config: Any) -> Validation:
-    v = config.validation
-    width, height, frames = _video_dims(v.video_dims)
-    for key, values in (("images", v.images), ("reference_videos", v.reference_videos)):
-        if values and len(values) != len(v.prompts):
+    def check_size(self, layout: Layout) -> None:
+        """Raises InputError unless it is a size that the checkpoint's codecs take."""
+        multiple, dims = layout.pixels_per_latent, (self.width, self.height, self.frames)
+        off_grid = any(n < 1 or n % multiple for n in dims[:2])
+        if off_grid or not layout.is_legal(self.frames):
             raise InputError(
-                f"config: validation.{key} has {len(values)} entries, validation.prompts "
-                f"{len(v.prompts)}; expected one a prompt"
+                f"config: validation.video_dims is {dims}, expected width and height in multiples "
+                f"of {multiple}, and frames {layout.frames_per_latent}k+1"
             )
-    for key in ("prompts", "images", "reference_videos"):
-        if not all(isinstance(text, str) for text in v[key]):
-            raise InputError(f"config: validation.{key} is {tuple(v[key])}, expected texts")
-    for prompt in v.prompts:
-        if not prompt.strip():
-            raise InputError("config: validation.prompts has an empty prompt")
-    if config.checkpoints.keep_best and not v.holdout:
-        raise InputError("config: checkpoints.keep_best needs validation.holdout above 0")
+
+
+def read_validation(config: ConfigDict) -> Validation:
+    """Check a config with the keys of configs/dub.py. Raises InputError naming the key."""
+    v = Values(config)
+    _check_same_model(v)
+    prompts, interval = _prompts(v), v.whole(0, "validation.interval")
+    width, height, frames = _video_dims(v)
+    holdout = v.whole(0, "validation.holdout")
     return Validation(
-        prompts=tuple(v.prompts),
-        negative_prompt=v.negative_prompt,
-        images=tuple(existing(path, "validation.images") for path in v.images),
-        reference_videos=tuple(
-            existing(path, "validation.reference_videos") for path in v.reference_videos
-        ),
-        videos_per_prompt=at_least(1, v.videos_per_prompt, "validation.videos_per_prompt"),
-        include_reference=v.include_reference_in_output,
+        prompts=prompts,
+        negative_prompt=v.text("validation.negative_prompt"),
+        images=_files(v, "validation.images", len(prompts)),
+        reference_videos=_files(v, "validation.reference_videos", len(prompts)),
+        videos_per_prompt=v.whole(1, "validation.videos_per_prompt"),
+        include_reference=v.flag("validation.include_reference_in_output"),
         width=width,
         height=height,
         frames=frames,
-        frame_rate=exact_fps(v.frame_rate),
-        seed=within(0, 2**32 - 1, v.seed, "validation.seed"),
-        steps=at_least(1, v.inference_steps, "validation.inference_steps"),
-        interval=at_least(0, v.interval, "validation.interval"),
+        frame_rate=_frame_rate(v),
+        seed=v.whole(0, "validation.seed", 2**32 - 1),
+        steps=v.whole(1, "validation.inference_steps"),
+        interval=interval,
         guidance=_guidance(v),
-        batch_guidance=v.batch_guidance,
-        with_sound=v.generate_audio,
-        skip_initial=v.skip_initial_validation,
-        holdout=at_least(0, v.holdout, "validation.holdout"),
-        text_encoder_path=existing(config.model.text_encoder_path, "model.text_encoder_path")
-        if v.prompts and v.interval
+        batch_guidance=v.optional(v.flag, "validation.batch_guidance"),
+        with_sound=v.flag("validation.generate_audio"),
+        skip_initial=v.flag("validation.skip_initial_validation"),
+        holdout=holdout,
+        keep_best=_keep_best(v, holdout),
+        text_encoder_path=v.existing_path("model.text_encoder_path")
+        if prompts and interval
         else None,
     )
 
 
-def _video_dims(dims: Any) -> tuple[int, int, int]:
-    """(width, height, frames) of a size that the model takes."""
-    if len(dims) != 3 or not all(isinstance(n, int) for n in dims):
-        raise InputError(
-            f"config: validation.video_dims is {tuple(dims)}, expected (width, height, frames)"
-        )
-    off_grid = any(n < 1 or n % PIXELS_PER_LATENT for n in dims[:2])
-    if off_grid or dims[2] < 1 or dims[2] % FRAMES_PER_LATENT != 1:
-        raise InputError(
-            f"config: validation.video_dims {'x'.join(map(str, dims))}: width and height must be "
-            "multiples of 32 and frames 8k+1"
-        )
-    return tuple(dims)
-
-
-def _guidance(v: Any) -> tuple[Guidance, Guidance]:
-    """Guidance of (video, audio); what is None for the sound is the picture's."""
-
-    def scale(key: str, default: Any = None) -> float:
-        value = default if v[key] is None else v[key]
-        return at_least(1, value, f"validation.{key}")
-
-    def rescale(key: str, default: Any = None) -> float:
-        value = default if v[key] is None else v[key]
-        return within(0, 1, value, f"validation.{key}")
-
-    stg = at_least(0, v.stg_scale, "validation.stg_scale")
-    mode: Any = one_of(v, "validation.stg_mode", ("stg_av", "stg_v"))
-    if not all(isinstance(block, int) for block in v.stg_blocks) or (stg and not v.stg_blocks):
-        raise InputError(
-            f"config: validation.stg_blocks is {tuple(v.stg_blocks)}, expected numbers of blocks"
-        )
-    blocks = stg_blocks(mode, v.stg_blocks if stg else ())
-    return (
-        Guidance(
-            cfg=scale("guidance_scale"),
-            stg=stg,
-            modality=scale("video_modality_guidance_scale"),
-            rescale=rescale("guidance_rescale"),
-            stg_blocks=blocks[0],
-        ),
-        Guidance(
-            cfg=scale("audio_cfg_scale", v.guidance_scale),
-            stg=stg,
-            modality=scale("audio_modality_guidance_scale"),
-            rescale=rescale("audio_guidance_rescale", v.guidance_rescale),
-            stg_blocks=blocks[1],
-        ),
+def _check_same_model(v: Values) -> None:
+    v.must_be(
+        "validation.enable_cross_attention_masking",
+        v["training_strategy.enable_cross_attention_masking"],
+        "as training_strategy's, or samples would show another model than the trained one",
     )
+
+
+def _prompts(v: Values) -> tuple[str, ...]:
+    prompts = v.texts("validation.prompts")
+    if not all(prompt.strip() for prompt in prompts):
+        raise v.wrong("validation.prompts", "no empty prompt")
+    return prompts
+
+
+def _files(v: Values, key: str, prompts: int) -> tuple[Path, ...]:
+    """One a prompt, or none at all."""
+    paths = v.existing_paths(key)
+    if paths and len(paths) != prompts:
+        raise v.wrong(key, f"one for each of validation.prompts, which are {prompts}, or none")
+    return paths
+
+
+def _video_dims(v: Values) -> tuple[int, int, int]:
+    dims = v.whole_numbers("validation.video_dims")
+    if len(dims) != 3:
+        raise v.wrong("validation.video_dims", "(width, height, frames)")
+    width, height, frames = dims
+    return width, height, frames
+
+
+def _frame_rate(v: Values) -> Fraction:
+    key = "validation.frame_rate"
+    try:
+        return exact_fps(v[key])
+    except (InputError, TypeError):
+        raise v.wrong(key, "frames per second, a number above 0") from None
+
+
+def _guidance(v: Values) -> tuple[Guidance, Guidance]:
+    stg, blocks = v.at_least(0, "validation.stg_scale"), v.whole_numbers("validation.stg_blocks")
+    if stg and not blocks:
+        raise v.wrong("validation.stg_blocks", "numbers of blocks")
+    mode: StgMode = v.one_of("validation.stg_mode", ("stg_av", "stg_v"))
+    return guidance_of_both(
+        cfg=v.at_least(1, "validation.guidance_scale"),
+        audio_cfg=v.optional(v.at_least, 1, "validation.audio_cfg_scale"),
+        video_modality=v.at_least(1, "validation.video_modality_guidance_scale"),
+        audio_modality=v.at_least(1, "validation.audio_modality_guidance_scale"),
+        rescale=v.within(0, 1, "validation.guidance_rescale"),
+        audio_rescale=v.optional(v.within, 0, 1, "validation.audio_guidance_rescale"),
+        stg=stg,
+        mode=mode,
+        blocks=blocks,
+    )
+
+
+def _keep_best(v: Values, holdout: int) -> bool:
+    key = "checkpoints.keep_best"
+    if not holdout:
+        v.must_be(key, False, "without validation.holdout no loss tells which is the best")
+    return v.flag(key)

@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from helpers.layout import LTX2
 
 from justdubit_jax.clips.fit import fit_clip, fit_image, fit_size
 from justdubit_jax.clips.read import iterate_pictures, read_video
@@ -76,14 +77,14 @@ def stamped(path: Path, stamps: list[int], rotation: int = 0, size=(64, 96)) -> 
     ],
 )
 def test_fit_size(size, fitted):
-    assert fit_size(*size) == fitted
+    assert fit_size(*size, 32) == fitted
 
 
 def test_fit_size_of_a_given_side():
-    assert fit_size(1080, 1920, new_height=704, new_width=64) == (704, 64)
-    assert fit_size(1080, 1920, new_height=704) == (704, 1248)
-    assert fit_size(1080, 1920, new_width=704) == (384, 704)
-    assert fit_size(1080, 1920, pixels=320 * 192) == (192, 320)
+    assert fit_size(1080, 1920, 32, new_height=704, new_width=64) == (704, 64)
+    assert fit_size(1080, 1920, 32, new_height=704) == (704, 1248)
+    assert fit_size(1080, 1920, 32, new_width=704) == (384, 704)
+    assert fit_size(1080, 1920, 32, pixels=320 * 192) == (192, 320)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_fit_size_of_a_given_side():
 )
 def test_sizes_off_the_grid_are_refused(sides, complaint):
     with pytest.raises(InputError) as caught:
-        fit_size(1080, 1920, **sides)
+        fit_size(1080, 1920, 32, **sides)
     assert str(caught.value) == complaint
 
 
@@ -106,7 +107,7 @@ def test_sizes_off_the_grid_are_refused(sides, complaint):
 def test_a_clip_that_fits_is_left_alone(tmp_path, suffix, fps):
     path = written(tmp_path / f"a.{suffix}", numbered(33), fps)
     for rate in (None, fps, float(fps), f"{float(fps):.2f}"):
-        fitted = fit_clip(path, rate)
+        fitted = fit_clip(path, LTX2, rate)
         assert (fitted.fps, fitted.seconds, fitted.notes) == (fps, 33 / fps, [])
         np.testing.assert_array_equal(fitted.frames, read_video(path).frames)
 
@@ -125,7 +126,7 @@ def test_a_clip_that_fits_is_left_alone(tmp_path, suffix, fps):
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_resampling_takes_the_nearest_frames(tmp_path, fps, rate, total, suffix):
     path = written(tmp_path / f"a.{suffix}", numbered(90), fps)
-    fitted = fit_clip(path, rate)
+    fitted = fit_clip(path, LTX2, rate)
     count = (total - 1) // 8 * 8 + 1
     assert (len(fitted.frames), fitted.fps) == (count, rate)
     # Nearest, halves to the earlier: ceil(x - 1/2).
@@ -139,7 +140,7 @@ def test_a_variable_rate_becomes_constant(tmp_path):
     stamps = (500 + np.cumsum([0, *[20, 60, 100] * 12])).tolist()
     for name in ("a.mp4", "a.mkv"):
         path = stamped(tmp_path / name, stamps)
-        fitted = fit_clip(path, 25)
+        fitted = fit_clip(path, LTX2, 25)
         times = np.array(stamps) - 500
         distances = np.abs(times[None] - 40 * np.arange(len(fitted.frames))[:, None])
         np.testing.assert_array_equal(numbers(fitted.frames), distances.argmin(1))
@@ -147,20 +148,20 @@ def test_a_variable_rate_becomes_constant(tmp_path):
         assert fitted.notes[0] == "resampled from a variable frame rate to 25 fps"
         assert [round(p.time * 1000) for p in iterate_pictures(path)] == times.tolist()
     with pytest.raises(InputError, match=r"a\.mkv: its header says 1000 frames per second; give"):
-        fit_clip(tmp_path / "a.mkv")
+        fit_clip(tmp_path / "a.mkv", LTX2)
 
 
 def test_a_second_without_frames_is_damage(tmp_path):
     stamps = [40 * k for k in range(60) if not 20 < k < 50]
     path = stamped(tmp_path / "a.mkv", stamps)
     with pytest.raises(InputError, match=r"a\.mkv: damaged: no frames for 1\.2 s"):
-        fit_clip(path, 25)
+        fit_clip(path, LTX2, 25)
 
 
 def test_it_says_what_it_does(tmp_path):
     path = tmp_path / "a.mp4"
     write_video(path, numbered(26, 90, 160), 30)
-    fitted = fit_clip(path, 25, height=64, width=64)
+    fitted = fit_clip(path, LTX2, 25, height=64, width=64)
     assert fitted.frames.shape == (17, 64, 64, 3)
     assert fitted.notes == [
         "resized and cropped 160x90 -> 64x64, losing 43.8 % of its width",
@@ -168,26 +169,26 @@ def test_it_says_what_it_does(tmp_path):
         "cut 22 -> 17 frames",
     ]
     np.testing.assert_array_equal(numbers(fitted.frames[[0, 5, 15]]), [0, 6, 18])
-    fitted = fit_clip(path, max_frames=23)
+    fitted = fit_clip(path, LTX2, max_frames=23)
     assert fitted.notes == [
         "resized and cropped 160x90 -> 160x96, losing 6.2 % of its width",
         "cut to its first 17 frames",
     ]
     whole = read_video(path, 17).frames
     np.testing.assert_array_equal(fitted.frames, resize_and_crop(whole, 96, 160))
-    assert fit_clip(path, max_frames=999).notes[-1] == "cut 26 -> 25 frames"
+    assert fit_clip(path, LTX2, max_frames=999).notes[-1] == "cut 26 -> 25 frames"
     write_video(path, numbered(9, 64, 96), 30)
-    assert fit_clip(path, max_frames=9).notes == []
-    notes = fit_clip(path, width=64, height=64).notes
+    assert fit_clip(path, LTX2, max_frames=9).notes == []
+    notes = fit_clip(path, LTX2, width=64, height=64).notes
     assert notes == ["cropped 96x64 -> 64x64, losing 33.3 % of its width"]
-    assert fit_clip(path, height=128).notes == ["resized 96x64 -> 192x128"]
+    assert fit_clip(path, LTX2, height=128).notes == ["resized 96x64 -> 192x128"]
 
 
 @pytest.mark.parametrize("rotation", [90, -90, 180])
 def test_clips_are_turned_upright(tmp_path, rotation):
     path = stamped(tmp_path / "a.mp4", [40 * k for k in range(9)], rotation)
     stored = read_video(path).frames
-    fitted = fit_clip(path, 25)
+    fitted = fit_clip(path, LTX2, 25)
     np.testing.assert_array_equal(fitted.frames, np.rot90(stored, rotation // 90, (1, 2)))
     assert fitted.notes[0] == f"turned by {rotation % 360} degrees counterclockwise"
     still = fit_image(path, *fitted.frames.shape[1:3])
@@ -204,13 +205,13 @@ def test_an_image_as_first_frame(tmp_path):
     want = resize_and_crop(frames, 32, 64)
     np.testing.assert_array_equal(fit_image(path, 32, 64), want)
     with pytest.raises(InputError, match=r"a\.png: 1 frames at 1 fps, at least 9 are needed"):
-        fit_clip(path)
+        fit_clip(path, LTX2)
 
 
 def test_what_cannot_be_fitted_is_refused(tmp_path):
     path = tmp_path / "a.mp4"
     write_video(path, numbered(9), 25)
-    assert len(fit_clip(path).frames) == 9
+    assert len(fit_clip(path, LTX2).frames) == 9
     for arguments, complaint in (
         ({"frame_rate": 20}, r"a\.mp4: 7 frames at 20 fps, at least 9 are needed"),
         ({"frame_rate": 0}, "frame rate 0: expected a number above 0"),
@@ -219,9 +220,9 @@ def test_what_cannot_be_fitted_is_refused(tmp_path):
         ({"width": 100}, "width 100 is not a multiple of 32; nearest: 96 and 128"),
     ):
         with pytest.raises(InputError, match=complaint):
-            fit_clip(path, **arguments)
+            fit_clip(path, LTX2, **arguments)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(InputError, match=r"a\.mp4: "):
-        fit_clip(path)
+        fit_clip(path, LTX2)
     with pytest.raises(InputError, match=r"b\.mp4: No such file"):
-        fit_clip(tmp_path / "b.mp4")
+        fit_clip(tmp_path / "b.mp4", LTX2)

@@ -3,12 +3,13 @@ import shutil
 
 import numpy as np
 import pytest
-from safetensors import safe_open
+from helpers.layout import LTX2
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from justdubit_jax.data.batches import Batches
-from justdubit_jax.data.precomputed import TENSORS
-from justdubit_jax.data.samples import find_samples, make_buckets, read_sample
+from justdubit_jax.data.precomputed import TENSORS, open_sample_file
+from justdubit_jax.data.samples import find_samples, group_by_shape, read_sample
 from justdubit_jax.errors import InputError
 
 FOLDERS = {role: role for role in TENSORS}
@@ -31,14 +32,14 @@ def root(demo, tmp_path):
     return tmp_path / "root"
 
 
-def test_buckets_group_equal_shapes(root):
-    buckets = make_buckets(find_samples(root, FOLDERS))
-    assert [(b.grid, len(b.samples)) for b in buckets] == [((4, 2, 3), 4), ((2, 2, 3), 1)]
+def test_samples_of_equal_shapes_stand_together(root):
+    groups = group_by_shape(find_samples(root, FOLDERS))
+    assert [(g.shape.grid, len(g.samples)) for g in groups] == [((4, 2, 3), 4), ((2, 2, 3), 1)]
 
 
 def test_a_sample_as_tokens(root):
     sample = find_samples(root, FOLDERS)[0]
-    batch = read_sample(sample)
+    batch = read_sample(sample, LTX2)
     with safe_open(sample.files["latents"], framework="numpy") as file:
         latents = file.get_tensor("latents")
     np.testing.assert_array_equal(batch.video.target[7], latents[:, 1, 0, 1])  # 7 = 6 f + 3 y + x
@@ -51,28 +52,28 @@ def test_a_sample_as_tokens(root):
 
 
 def test_every_sample_once_an_epoch_and_shuffled(root):
-    buckets = make_buckets(find_samples(root, FOLDERS))[:1]
-    batches = Batches(buckets, 1, seed=0, threads=2)
+    groups = group_by_shape(find_samples(root, FOLDERS))[:1]
+    batches = Batches(groups, LTX2, 1, seed=0, threads=2)
     names = [next(batches)[1][0].name for _ in range(12)]
     epochs = [tuple(names[i : i + 4]) for i in (0, 4, 8)]
     assert all(len(set(epoch)) == 4 for epoch in epochs) and len(set(epochs)) > 1
 
 
-def test_batches_come_from_one_bucket_and_drop_nothing(root):
-    buckets = make_buckets(find_samples(root, FOLDERS))
-    batches = Batches(buckets, 3, seed=0, threads=0)  # 3 does not divide 4
+def test_batches_come_from_one_group_and_drop_nothing(root):
+    groups = group_by_shape(find_samples(root, FOLDERS))
+    batches = Batches(groups, LTX2, 3, seed=0, threads=0)  # 3 does not divide 4
     seen = set()
-    for bucket, chosen, batch in itertools.islice(batches, 10):
-        assert batch.video.target.shape == (3, int(np.prod(bucket.grid)), 16)
+    for group, chosen, batch in itertools.islice(batches, 10):
+        assert batch.video.target.shape == (3, int(np.prod(group.shape.grid)), 16)
         names = {s.name for s in chosen}
-        assert names <= {s.name for s in bucket.samples}
+        assert names <= {s.name for s in group.samples}
         seen |= names
     assert len(seen) == 5
 
 
 def test_position_is_restored_exactly(root):
-    buckets = make_buckets(find_samples(root, FOLDERS))
-    first, second = (Batches(buckets, 2, seed=7, threads=t) for t in (2, 0))
+    groups = group_by_shape(find_samples(root, FOLDERS))
+    first, second = (Batches(groups, LTX2, 2, seed=7, threads=t) for t in (2, 0))
     for _ in range(3):
         next(first)
     second.state = first.state
@@ -82,10 +83,10 @@ def test_position_is_restored_exactly(root):
         np.testing.assert_array_equal(batch.video.target, other.video.target)
 
 
-def test_hosts_read_different_samples_of_the_same_bucket(root):
-    buckets = make_buckets(find_samples(root, FOLDERS))
-    whole = Batches(buckets, 2, seed=3, threads=0)
-    hosts = [Batches(buckets, 1, seed=3, threads=0, host=h, hosts=2) for h in (0, 1)]
+def test_hosts_read_different_samples_of_the_same_group(root):
+    groups = group_by_shape(find_samples(root, FOLDERS))
+    whole = Batches(groups, LTX2, 2, seed=3, threads=0)
+    hosts = [Batches(groups, LTX2, 1, seed=3, threads=0, host=h, hosts=2) for h in (0, 1)]
     for _ in range(8):
         names = next(whole)[1]
         assert [next(h)[1][0] for h in hosts] == names
@@ -106,7 +107,7 @@ def test_a_companion_without_its_clip_is_named(root):
 def test_masks_are_not_read_where_they_are_not_asked_for(root):
     shutil.rmtree(root / "masks")
     folders = {role: role for role in TENSORS if role != "masks"}
-    assert read_sample(find_samples(root, folders)[0]).face_mask is None
+    assert read_sample(find_samples(root, folders)[0], LTX2).face_mask is None
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
@@ -125,10 +126,18 @@ def test_a_file_with_other_content_is_named(root, role, tensors, message):
     path = root / role / "clips/001_media.safetensors"
     save_file(tensors, path)
     with pytest.raises(InputError, match=rf"{role}/clips/001_media.safetensors: {message}"):
-        make_buckets(find_samples(root, FOLDERS))
+        group_by_shape(find_samples(root, FOLDERS))
+
+
+def test_a_sample_is_closed_when_it_is_read(root):
+    path = root / "masks/clips/001_media.safetensors"
+    with open_sample_file(path, "masks") as file:
+        assert file.get_slice("masks").get_shape() == [4, 2, 3]
+    with pytest.raises(SafetensorError, match="closed"):
+        file.get_slice("masks")
 
 
 def test_a_damaged_file_is_named(root):
     (root / "latents/clips/001_media.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(InputError, match=r"001_media.safetensors: not a readable sample"):
-        make_buckets(find_samples(root, FOLDERS))
+        group_by_shape(find_samples(root, FOLDERS))

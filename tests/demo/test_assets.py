@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from flax import nnx
+from helpers.layout import LTX2
 
 from justdubit_jax.clips.read import probe, read_audio, read_video
 from justdubit_jax.demo.assets import _MOUTH, make_dataset, make_gemma
@@ -64,7 +65,7 @@ def test_masks_follow_the_faces(dataset):
         assert len(mask) == 25 and 0.1 < mask.mean() < 0.5
         changed = np.abs(frames - other).sum(-1) > 0.3  # the clips differ in the mouth only
         assert changed.any() and (mask[changed] > 0.5).mean() > 0.98
-        assert pool_mask(mask.astype(np.float32)).shape == (4, 2, 2)
+        assert pool_mask(mask.astype(np.float32), LTX2).shape == (4, 2, 2)
 
 
 def test_dataset_follows_from_its_seed(dataset, tmp_path):

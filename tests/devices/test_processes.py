@@ -16,7 +16,6 @@ from helpers.toy import config
 from safetensors.numpy import load_file
 
 from justdubit_jax import train
-from justdubit_jax.data.samples import read_sample
 from justdubit_jax.devices import sharding
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.planning.memory import compile_step
@@ -89,9 +88,7 @@ def sharded(demo, tmp_path_factory):
         run = settings.read(config(demo, tmp_path_factory.mktemp("sharded"), *flags))
         source = open_checkpoint(run.model_path)
         training = prepare_training(run, source.config, sharding.make_mesh(*run.mesh))
-        bucket = train.read_data(run)[0][0]
-        sample = read_sample(bucket.samples[0])
-        return training, compile_step(training, sample, bucket.grid).run
+        return training, compile_step(training, train.read_data(run)[0][0].shape).run
 
 
 def collectives(text: str, *kinds: str) -> list[tuple[int, ...]]:
@@ -106,7 +103,9 @@ def collectives(text: str, *kinds: str) -> list[tuple[int, ...]]:
 
 def test_one_block_is_gathered_at_a_time(sharded):
     training, compiled = sharded
-    stacks = {leaf.shape for leaf in jax.tree.leaves(training.frozen) if len(leaf.shape) == 3}
+    stacks = {
+        leaf.shape for leaf in jax.tree.leaves(training.abstract.frozen) if len(leaf.shape) == 3
+    }
     gathered = collectives(compiled.as_text(), "all-gather")
     blocks = {shape[1:] for shape in stacks}
     assert any(shape[-2:] in blocks for shape in gathered)  # they are gathered at all
@@ -117,7 +116,7 @@ def test_no_stack_is_copied(sharded):
     """A collective that wants another layout makes XLA copy the stack ahead of the loop."""
     training, compiled = sharded
     text = compiled.as_text()
-    for leaf in jax.tree.leaves(training.frozen):
+    for leaf in jax.tree.leaves(training.abstract.frozen):
         if len(leaf.shape) == 3:
             shard = ",".join(map(str, leaf.sharding.shard_shape(leaf.shape)))
             assert not re.search(rf"\w+\[{shard}\]\S* copy\(", text), shard
@@ -125,7 +124,9 @@ def test_no_stack_is_copied(sharded):
 
 def test_no_frozen_weight_gets_a_gradient(sharded):
     training, compiled = sharded
-    kernels = {leaf.shape for leaf in jax.tree.leaves(training.frozen) if len(leaf.shape) > 1}
+    kernels = {
+        leaf.shape for leaf in jax.tree.leaves(training.abstract.frozen) if len(leaf.shape) > 1
+    }
     kernels |= {shape[1:] for shape in kernels if len(shape) == 3}
     reduced = collectives(compiled.as_text(), "all-reduce", "reduce-scatter")
     assert reduced and not {tuple(n for n in shape if n > 1) for shape in reduced} & kernels

@@ -9,9 +9,10 @@ import sys
 import jax
 
 from justdubit_jax import cli, train
-from justdubit_jax.data.batches import Batches
 from justdubit_jax.devices import sharding
-from justdubit_jax.training import objective, settings
+from justdubit_jax.training import settings
+from justdubit_jax.training.prepare import make_batches, prepare_training
+from justdubit_jax.weights.checkpoint import open_checkpoint
 
 sharding._SMALLEST_SHARDED = 2  # the toy's weights are all below it
 config = cli.parse_config(sys.argv)
@@ -19,11 +20,11 @@ train.main(config)
 
 run = settings.read(config)
 mesh = sharding.make_mesh(*run.mesh)
-buckets, _ = train.read_data(run)
-bucket, _, batch = next(Batches(buckets, run.batch_size, 0, 0))
+training = prepare_training(run, open_checkpoint(run.model_path).config, mesh)
+group, _, batch = next(make_batches(training, train.read_data(run)[0]))
 spread = functools.partial(jax.make_array_from_process_local_data, sharding.batch(mesh))
 draw = jax.jit(
-    lambda batch: objective.draw(jax.random.key(0), batch, run.sampling, 0.0, 2),
+    lambda batch: training.objective.draw(jax.random.key(0), batch, 2),
     out_shardings=sharding.batch(mesh),
 )
 for shard in draw(jax.tree.map(spread, batch)).video_noise.addressable_shards:

@@ -10,12 +10,11 @@ from safetensors.numpy import load_file
 
 from justdubit_jax import cli, train
 from justdubit_jax.data.batches import Batches
-from justdubit_jax.data.samples import read_sample
 from justdubit_jax.devices import sharding
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.planning.memory import compile_step
 from justdubit_jax.training import settings
-from justdubit_jax.training.prepare import first_state, prepare_training
+from justdubit_jax.training.prepare import first_state, load_base, place_batch, prepare_training
 from justdubit_jax.weights.checkpoint import open_checkpoint
 
 
@@ -41,16 +40,17 @@ def one_step(demo, tmp_path, data_axis: int, fsdp: int, batch_size: int, *more: 
     mesh = sharding.make_mesh(*run.mesh)
     source = open_checkpoint(run.model_path)
     training = prepare_training(run, source.config, mesh)
-    frozen = train.load_base(training, source)
-    for want, leaf in zip(jax.tree.leaves(training.frozen), jax.tree.leaves(frozen), strict=True):
+    frozen = load_base(training, source)
+    wanted = jax.tree.leaves(training.abstract.frozen)
+    for want, leaf in zip(wanted, jax.tree.leaves(frozen), strict=True):
         assert (leaf.shape, leaf.dtype, leaf.sharding) == (want.shape, want.dtype, want.sharding)
     before = jax.tree.map(np.array, frozen)
     state = first_state(training)
-    buckets, _ = train.read_data(run)
+    groups, _ = train.read_data(run)
     per_step = run.accumulation * batch_size * mesh.size
-    bucket, _, batch = next(Batches(buckets, per_step, 0, 0))
-    program = compile_step(training, read_sample(bucket.samples[0]), bucket.grid)
-    state, metrics = program.run(state, frozen, train.spread(training, batch))
+    group, _, batch = next(Batches(groups, training.layout, per_step, 0, 0))
+    program = compile_step(training, group.shape)
+    state, metrics = program.run(state, frozen, place_batch(training, batch))
     jax.tree.map(np.testing.assert_array_equal, before, frozen)
     return jax.tree.map(float, metrics), state.moments[1].mu, state.adapters
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from helpers.golden import load_golden
 from safetensors.numpy import save_file
 
-from justdubit_jax.data.batch import Batch, Stream
+from justdubit_jax.data.batch import Batch, StreamTokens
 from justdubit_jax.lora import files as lora_files
-from justdubit_jax.training import objective
+from justdubit_jax.training.objective import Draw, MaskLoss, Objective, SigmaSampling
 
 # 30 x the reference's own float32 error (gradients of step 0; the golden vectors' README).
 LIMIT = 8e-5
@@ -17,7 +17,7 @@ GRID = (3, 2, 3)
 TARGETS = tuple(META["target_modules"])
 FACE = jnp.asarray(GOLDEN["input.face_mask"])
 EVERYWHERE = jnp.ones_like(FACE)  # weighs as much as no mask, in the same compiled step
-MASK = objective.MaskLoss(
+MASK = MaskLoss(
     META["mask"]["mask_loss_weight"],
     META["mask"]["background_loss_weight"],
     META["mask"]["threshold"],
@@ -37,14 +37,21 @@ def batch() -> Batch:
     def stream(name):
         x = {k.partition(f"input.{name}.")[2]: jnp.asarray(v) for k, v in GOLDEN.items()}
         lengths = x["context_mask"].sum(1).astype(jnp.int32)
-        return Stream(x["x0"], x["ref"], x["positions"], x["context"], lengths)
+        return StreamTokens(x["x0"], x["ref"], x["positions"], x["context"], lengths)
 
     return Batch(stream("video"), stream("audio"), FACE)
 
 
-def draws(step: int) -> objective.Draw:
+def draws(step: int) -> Draw:
     first = GOLDEN["input.cond_mask"][step].any(1)
     noises = (GOLDEN[f"input.{name}.noise"][step] for name in ("video", "audio"))
-    return objective.Draw(
+    return Draw(
         jnp.asarray(GOLDEN["input.sigma"][step]), *map(jnp.asarray, noises), jnp.asarray(first)
     )
+
+
+def objective(cross_timestep="other", mask_loss: MaskLoss | None = MASK, **options) -> Objective:
+    """The golden training's; `options` are further fields of it."""
+    options = {"dtype": jnp.float32, "isolate": True, **options}
+    sampling = SigmaSampling("uniform")  # never asked: the draws are the golden file's
+    return Objective(sampling, 0.0, mask_loss, cross_timestep=cross_timestep, **options)

@@ -43,7 +43,7 @@ def inputs(text_mask: bool = True):
             positions=jnp.asarray(x["positions"]),
             context=jnp.asarray(x["context"]),
             sigma=jnp.asarray(x["sigma"]),
-            clean=jnp.full(len(lengths), references, jnp.int32),
+            clean_count=jnp.full(len(lengths), references, jnp.int32),
             context_len=jnp.asarray(lengths) if text_mask else None,
         )
 

@@ -9,19 +9,20 @@ import pytest
 from einops import reduce, repeat
 from flax import nnx
 from helpers.golden import error, golden_checkpoint
+from helpers.layout import LTX2
 
 from justdubit_jax.errors import InputError
-from justdubit_jax.latents.tiling import DEFAULT_TILING, Tiling, decode_tiled, encode_tiled
+from justdubit_jax.latents.tiling import Tiling, decode_tiled, default_tiling, encode_tiled
 from justdubit_jax.weights import keys
 from justdubit_jax.weights.load import load_weights
 from justdubit_jax.weights.parts import build_part
 
 CHECKPOINT = golden_checkpoint("video_vae")
-SMALL = Tiling(pixels=128, pixel_overlap=64, frames=25, frame_overlap=9)
+SMALL = Tiling(LTX2, pixels=128, pixel_overlap=64, frames=25, frame_overlap=9)
 
 # The convolutions of the golden VAE, summed up, see 224 pixels to each side, 110 frames back in the
 # encoder and 46 frames to each side in the decoder. This leaves them less than what weighs nothing.
-BEYOND_REACH = Tiling(pixels=1024, pixel_overlap=896, frames=217, frame_overlap=185)
+BEYOND_REACH = Tiling(LTX2, pixels=1024, pixel_overlap=896, frames=217, frame_overlap=185)
 
 
 class Recorder:
@@ -99,8 +100,8 @@ def test_decodes_in_tiles_of_one_shape_whose_spoilt_rims_do_not_show(size):
 def test_a_clip_of_one_tile_is_coded_as_without_tiling():
     frames = random_frames(9, 64, 96)
     untiled = pool(from_levels(frames)[None])[0]
-    np.testing.assert_array_equal(encode_tiled(pool, frames, DEFAULT_TILING), untiled)
-    (chunk,) = decode_tiled(unpool, untiled, DEFAULT_TILING)
+    np.testing.assert_array_equal(encode_tiled(pool, frames, default_tiling(LTX2)), untiled)
+    (chunk,) = decode_tiled(unpool, untiled, default_tiling(LTX2))
     np.testing.assert_array_equal(chunk, to_levels(unpool(untiled[None])[0]))
 
 
@@ -116,7 +117,7 @@ def test_tiles_cover_every_length_and_share_what_is_asked_for():
     for length, overlap, size in itertools.product(range(1, 50), (2, 3, 7), (3, 4, 8, 9)):
         if overlap >= size:
             continue
-        tiling = Tiling(32 * size, 32 * overlap, 8 * size - 7, 8 * overlap - 7)
+        tiling = Tiling(LTX2, 32 * size, 32 * overlap, 8 * size - 7, 8 * overlap - 7)
         spans = tiling.split(length, length, length)
         assert spans[0] == spans[1] == spans[2]
         assert (spans[0][0].start, spans[0][-1].stop) == (0, length)
@@ -186,7 +187,7 @@ def test_decodes_as_without_tiling_where_the_overlap_is_beyond_the_reach(decode,
 )
 def test_a_tiling_that_cannot_work_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
-        Tiling(*values)
+        Tiling(LTX2, *values)
 
 
 def test_sizes_that_are_not_whole_latents_are_refused():

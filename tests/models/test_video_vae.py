@@ -138,7 +138,6 @@ def test_full_size_has_the_published_keys_and_shapes(part, build, count, fingerp
         ({"spatial_padding_mode": "circular"}, "expected 'zeros' or 'reflect'"),
         ({"encoder_blocks": [["res_x", {}]]}, "vae.encoder_blocks: got block .*'res_x'"),
         ({"encoder_blocks": [["attn_res_x", 1]]}, "vae.encoder_blocks: got block .*'attn_res_x'"),
-        ({"encoder_blocks": [["compress_all_res", {}]]}, r"scale of \(2, 8, 8\) frames, rows"),
     ],
 )
 def test_encoder_refuses_what_it_does_not_support(change, message):

@@ -26,7 +26,8 @@ from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.runs import fingerprint, metrics
 from justdubit_jax.runs.state import Checkpoints
-from justdubit_jax.training import objective, settings
+from justdubit_jax.training import settings
+from justdubit_jax.training.objective import Draw, Objective
 from justdubit_jax.training.step import State
 
 FOUR = ("--config.optimization.steps=4", "--config.checkpoints.interval=1")
@@ -94,15 +95,15 @@ def test_the_mean_is_the_adapters_running_mean(finished):
     assert all((saved[key] == mean[key]).all() for key in mean)
 
 
-def fixed_draw(key, batch, sampling, first_frame_p, frames):
+def fixed_draw(self, key, batch, frames):
     """Noise that depends on the sample alone."""
     size = len(batch.video.target)
     video, audio = (jnp.sin(37 * stream.target) for stream in (batch.video, batch.audio))
-    return objective.Draw(jnp.full(size, 0.7), video, audio, jnp.zeros(size, bool))
+    return Draw(jnp.full(size, 0.7), video, audio, jnp.zeros(size, bool))
 
 
 def test_accumulation_equals_one_large_batch(demo, tmp_path, monkeypatch):
-    monkeypatch.setattr(objective, "draw", fixed_draw)
+    monkeypatch.setattr(Objective, "draw", fixed_draw)
     alike = "--config.training_strategy.mask_config.use_masked_loss=False"
     whole = one_step(demo, tmp_path, 1, 1, 8, alike)
     parts = one_step(

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from helpers.golden import error, load_golden
 
-from justdubit_jax.sampling.guidance import Guidance, SamplingSettings, stg_blocks
+from justdubit_jax.sampling.guidance import Guidance, Prediction, SamplingSettings, stg_blocks
 
 GOLDEN, META = load_golden("tokens")
 OFF, CFG = Guidance(), Guidance(cfg=3.0)
@@ -30,9 +30,9 @@ def test_a_step_needs_the_passes_whose_guidance_is_on():
     def passes(video: Guidance, audio: Guidance):
         return SamplingSettings(video, audio, True, "other", jnp.float32, batched=True).passes
 
-    assert passes(OFF, OFF) == ("plain",)
-    assert passes(OFF, CFG) == ("plain", "negative")
-    assert passes(ALL, OFF) == ("plain", "negative", "perturbed", "alone")
+    assert passes(OFF, OFF) == (Prediction.PLAIN,)
+    assert passes(OFF, CFG) == (Prediction.PLAIN, Prediction.NEGATIVE)
+    assert passes(ALL, OFF) == tuple(Prediction)
 
 
 def test_stg_modes():

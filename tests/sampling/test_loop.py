@@ -9,6 +9,7 @@ from helpers.golden import error, load_golden
 from helpers.transformer import model
 
 from justdubit_jax.errors import InputError
+from justdubit_jax.models.transformer import Transformer
 from justdubit_jax.sampling.guidance import Guidance, SamplingSettings
 from justdubit_jax.sampling.loop import Conditioned, denoise, predict
 
@@ -93,7 +94,7 @@ def test_given_tokens_stay_clean():
     """They act as reference tokens do, but take part in the attention between the modalities."""
     video, audio = STREAMS
     given = video.noise[:, 6:12] / 2
-    image = video._replace(given=given)
+    image = video._replace(first_frame=given)
     longer = video._replace(
         reference=jnp.concatenate([video.reference, given], 1), noise=video.noise[:, 6:]
     )
@@ -111,8 +112,9 @@ def test_passes_that_are_off_are_not_computed():
     off = Guidance()
     sizes = []
 
-    class Recorder:
-        config = model().config
+    class Recorder(Transformer):
+        def __init__(self):
+            self.config = model().config
 
         def __call__(self, video, audio, **options):
             sizes.append((len(video.latents), options["skip"] is not None))

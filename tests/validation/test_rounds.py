@@ -1,7 +1,6 @@
 """Samples and held-out losses while training, on the demo's files."""
 
 import dataclasses
-import functools
 import io
 import json
 import re
@@ -19,25 +18,24 @@ from safetensors.numpy import load_file
 from justdubit_jax import train
 from justdubit_jax.clips.read import probe, read_video
 from justdubit_jax.clips.write import write_video
-from justdubit_jax.data.samples import Sample, find_samples, make_buckets
+from justdubit_jax.data.samples import SampleFiles, find_samples, group_by_shape
 from justdubit_jax.devices import sharding
-from justdubit_jax.dubbing.job import Encoded, Job
+from justdubit_jax.dubbing.job import Encoded, Job, Request
 from justdubit_jax.errors import InputError
 from justdubit_jax.latents import text_cache
 from justdubit_jax.latents.text_cache import cached_contexts
-from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
+from justdubit_jax.lora.adapters import Weights
 from justdubit_jax.runs.display import Display
-from justdubit_jax.sampling.guidance import Guidance
 from justdubit_jax.training import settings
+from justdubit_jax.training.prepare import load_base, prepare_training
 from justdubit_jax.validation import samples
 from justdubit_jax.validation.fixed_loss import FixedLoss
 from justdubit_jax.validation.holdout import split_holdout
 from justdubit_jax.validation.prepare import Prepared, prepare_validation
-from justdubit_jax.validation.samples import Sampler, in_batches, turns
-from justdubit_jax.weights import keys
+from justdubit_jax.validation.samples import SampleWriter, in_batches, turns
+from justdubit_jax.validation.settings import read_validation
 from justdubit_jax.weights.checkpoint import open_checkpoint
-from justdubit_jax.weights.load import load_weights
 
 
 def flags(demo, *more):
@@ -71,22 +69,6 @@ def test_the_demos_samples_and_dub(demo):
     assert list((demo / "run/tensorboard").glob("events*"))
 
 
-def test_guidance_of_the_sound_is_the_pictures_unless_given(demo, tmp_path):
-    def guidance(*more):
-        return settings.read(config(demo, tmp_path, *more)).validation.guidance
-
-    key = "--config.validation."
-    assert guidance() == (Guidance(cfg=3.0), Guidance(cfg=3.0))
-    alike = guidance(f"{key}guidance_scale=2", f"{key}guidance_rescale=0.5")
-    assert alike[0] == alike[1] == Guidance(cfg=2.0, rescale=0.5)
-    assert guidance(
-        f"{key}audio_cfg_scale=7",
-        *(f"{key}video_modality_guidance_scale=3", f"{key}audio_modality_guidance_scale=2"),
-        *(f"{key}guidance_rescale=0.7", f"{key}audio_guidance_rescale=0"),
-        *(f"{key}stg_scale=1", f"{key}stg_blocks=(1, 2)", f"{key}stg_mode=stg_v"),
-    ) == (Guidance(3.0, 1.0, 3.0, 0.7, (1, 2)), Guidance(7.0, 1.0, 2.0, 0.0, ()))
-
-
 @pytest.fixture(scope="module")
 def without(demo, tmp_path_factory):
     output = tmp_path_factory.mktemp("without") / "out"
@@ -112,12 +94,12 @@ def test_sampling_changes_nothing_in_the_training(demo, without, tmp_path):
 def test_a_run_killed_while_sampling_continues_from_its_checkpoint(
     demo, without, tmp_path, monkeypatch
 ):
-    def killed(self, step, adapters, frozen):
+    def killed(self, step, weights):
         if step:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Sampler, "write", killed)
+        patch.setattr(SampleWriter, "write", killed)
         train.main(config(demo, tmp_path / "out", *flags(demo)))
     train.main(config(demo, tmp_path / "out", *flags(demo)))
     got = load_file(lora_files.export_path(tmp_path / "out", 3))
@@ -144,6 +126,10 @@ def test_prompts_are_encoded_once(demo, tmp_path, monkeypatch):
     assert all((x == y).all() for p in "ab" for x, y in zip(first[p], again[p], strict=True))
     with pytest.raises(TypeError):  # a new prompt needs the encoder
         cached_contexts(["c"], *arguments)
+    for file in tmp_path.glob("*.safetensors"):
+        file.write_bytes(b"no")
+    with pytest.raises(InputError, match=f"^{tmp_path}/.*: not a readable cached prompt: "):
+        cached_contexts(["a"], *arguments)
 
 
 def test_held_out_losses_are_the_same_numbers_on_every_run(demo, tmp_path):
@@ -169,41 +155,36 @@ def prepared(demo, tmp_path_factory):
     more = ("--config.validation.prompts=('A face says: hello.', 'A face says: bye.')",)
     more += (f"--config.validation.reference_videos={clips}",)
     more += ("--config.validation.videos_per_prompt=2", "--config.validation.guidance_rescale=0.7")
-    run = settings.read(config(demo, tmp_path_factory.mktemp("prepared"), *flags(demo, *more)))
-    return run, prepare_validation(run, open_checkpoint(run.model_path))
+    chosen = config(demo, tmp_path_factory.mktemp("prepared"), *flags(demo, *more))
+    run, validation = settings.read(chosen), read_validation(chosen)
+    return run, validation, prepare_validation(run, validation, open_checkpoint(run.model_path))
 
 
 def on_mesh(demo, prepared, mesh, interrupted=lambda: False, **change):
-    """The run's sampler and fixed loss on a mesh, and the demo's model there."""
-    run, encoded = prepared
-    run = dataclasses.replace(run, validation=dataclasses.replace(run.validation, **change))
-    source, place = (
-        open_checkpoint(run.model_path),
-        functools.partial(sharding.weight, mesh),
-    )
-    model, _ = lora.adapted_model(source.config, run.lora)
-    graphdef, shapes, frozen = lora.split(
-        load_weights(source, keys.TRANSFORMER, model, run.dtype, place)
-    )
+    """The run's sample writer and fixed loss on a mesh, and the demo's model there."""
+    run, validation, encoded = prepared
+    validation = dataclasses.replace(validation, **change)
+    source = open_checkpoint(run.model_path)
+    training = prepare_training(run, source.config, mesh)
+    shapes, place = training.abstract.adapters, training.place.adapters
     trained = lora_files.read_file(lora_files.export_path(demo / "run", 60), shapes)
-    adapters = {path: jax.device_put(x, place(path, x.shape)) for path, x in trained.items()}
+    adapters = {path: jax.device_put(x, place[path]) for path, x in trained.items()}
     display = Display(Console(file=io.StringIO()), 1)
-    sampler = Sampler(
-        run, source, graphdef, model.config, encoded, "own", mesh, display, (), interrupted
-    )
-    return sampler, FixedLoss(run, graphdef, "own", mesh), adapters, frozen
+    writer = SampleWriter(training, validation, source, encoded, display, (), interrupted)
+    loss = FixedLoss(training.objective, training.graphdef, training.layout, mesh)
+    return writer, loss, Weights(adapters, load_base(training, source))
 
 
 def sampled_and_measured(demo, prepared, mesh, **change):
     """Latents of every turn by its number, and the loss terms of the demo's four samples."""
-    sampler, loss, *model = on_mesh(demo, prepared, mesh, **change)
-    run, _ = prepared
-    buckets = make_buckets(find_samples(run.data_root, run.folders))
+    writer, loss, weights = on_mesh(demo, prepared, mesh, **change)
+    run, validation, encoded = prepared
+    groups = group_by_shape(find_samples(run.data_root, run.folders))
     latents = {}
-    for batch in in_batches(sampler._turns, mesh.size):
-        done = sampler._sample(batch, *model, lambda *_: None)
+    for batch in in_batches(turns(encoded, validation.videos_per_prompt), mesh.size):
+        done = writer.sample(batch, weights, lambda *_: None)
         latents |= {turn.number: x for turn, x in done}
-    return latents, loss.mean(*model, buckets)
+    return latents, loss.mean(weights, groups)
 
 
 @pytest.fixture(scope="module")
@@ -229,13 +210,12 @@ def test_devices_share_the_samples(demo, prepared, on_one, monkeypatch, data_axi
 @pytest.mark.parametrize(("calls", "files"), [(3, 0), (9, 1)])
 def test_an_interrupted_sampler_writes_nothing_more(demo, prepared, tmp_path, calls, files):
     """Asked before and after the one call of each sample, then before each decode."""
-    run, encoded = prepared
+    run, *rest = prepared
     left = iter([False] * calls)
     run = dataclasses.replace(run, output_dir=tmp_path)
-    sampler, _, *model = on_mesh(
-        demo, (run, encoded), sharding.make_mesh(1, 1), lambda: next(left, True)
-    )
-    written = sampler.write(0, *model)
+    mesh = sharding.make_mesh(1, 1)
+    writer, _, weights = on_mesh(demo, (run, *rest), mesh, lambda: next(left, True))
+    written = writer.write(0, weights)
     assert len(written) == files == len(list(tmp_path.rglob("*.mp4")))
 
 
@@ -244,16 +224,16 @@ def test_turns_of_equal_shapes_stand_together():
         job = Job(frames, 64, 96, Fraction(25), None, None, None)
         context = np.zeros((1, 1), np.float32)
         encoded = Encoded(None, None, None)
-        return Prepared(job, encoded, "", (context, context), None)
+        return Prepared("", Request(job, encoded, (context, context), None, seed=5))
 
-    numbered = turns([of(9), of(17), of(9)], 2, seed=5)
+    numbered = turns([of(9), of(17), of(9)], 2)
     batches = list(in_batches(numbered, 3))
     assert [[t.number for t in batch] for batch in batches] == [[1, 2, 5], [6], [3, 4]]
-    assert [t.seed for t in numbered] == [5, 6] * 3
+    assert [t.request.seed for t in numbered] == [5, 6] * 3
 
 
 def test_the_holdout_is_chosen_by_the_seed():
-    samples = [Sample(str(i), {}) for i in range(20)]
+    samples = [SampleFiles(str(i), {}) for i in range(20)]
     rest, held = split_holdout(samples, 5, seed=1)
     assert len(held) == 5 and len(rest) == 15 and all(s in samples for s in rest + held)
     assert split_holdout(samples, 5, seed=1) == (rest, held)
@@ -264,25 +244,9 @@ def test_the_holdout_is_chosen_by_the_seed():
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("validation.prompts=('a', 'b')", "validation.reference_videos has 1 entries"),
-        ("validation.images=('a.png', 'b.png')", "validation.images has 2 entries"),
-        ("validation.prompts=(' ',)", "empty prompt"),
-        ("validation.reference_videos=('nowhere.mp4',)", "nowhere.mp4 does not exist"),
-        ("model.text_encoder_path=nowhere", "text_encoder_path: nowhere does not exist"),
-        ("validation.stg_mode=stg_x", "expected one of stg_av, stg_v"),
-        ("validation.stg_blocks=('a',)", "stg_blocks is ('a',), expected numbers of blocks"),
-        ("validation.guidance_scale=nan", "guidance_scale is nan, expected at least 1"),
-        ("validation.audio_cfg_scale=0.5", "audio_cfg_scale is 0.5, expected at least 1"),
-        ("validation.audio_modality_guidance_scale=0", "audio_modality_guidance_scale is 0"),
-        ("validation.audio_guidance_rescale=1.5", "rescale is 1.5, expected 0 to 1"),
-        ("validation.video_dims=(96, 64)", "expected (width, height, frames)"),
-        ("validation.video_dims=(0, 64, 25)", "multiples of 32"),
-        ("validation.video_dims=(96, 64, 24)", "frames 8k+1"),
-        ("validation.prompts=(3,)", "expected texts"),
+        ("validation.reference_videos=('nowhere.mp4',)", "[0] is 'nowhere.mp4', expected a file"),
+        ("validation.video_dims=(96, 350, 25)", "is (96, 350, 25), expected width and height in"),
         ("validation.holdout=4", "leaves no sample"),
-        ("checkpoints.keep_best=True", "needs validation.holdout"),
-        ("hub.push_to_hub=True", "not supported yet"),
-        ("acceleration.load_text_encoder_in_8bit=True", "not needed"),
     ],
 )
 def test_set_ups_that_fail_before_the_first_step(demo, tmp_path, flag, message):
@@ -311,6 +275,6 @@ def test_without_a_reference_the_sound_is_as_long_as_the_picture(demo, tmp_path)
     more += (f"--config.validation.images={(str(tmp_path / 'first.png'),)}",)
     run = config(demo, tmp_path / "out", *flags(demo, *more))
     train.main(run)
-    assert settings.read(run).validation.images
+    assert read_validation(run).images
     clip = probe(tmp_path / "out/samples/step_000000_1.mp4")
     assert clip.has_audio and clip.fps == 25

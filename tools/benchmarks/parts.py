@@ -21,13 +21,14 @@ from benchmarks import size as sizes
 from justdubit_jax import cli
 from justdubit_jax.clips.write import write_video
 from justdubit_jax.demo.checkpoint import make_checkpoint
+from justdubit_jax.devices import sharding
 from justdubit_jax.devices.choose import default_dtype
-from justdubit_jax.dubbing import sample
+from justdubit_jax.dubbing.sample import compiled_loop
 from justdubit_jax.files import save_safetensors
-from justdubit_jax.latents.tiling import DEFAULT_TILING
+from justdubit_jax.latents.tiling import default_tiling
 from justdubit_jax.latents.video import video_decoder, video_encoder
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.models.tokens import PIXELS_PER_LATENT, video_latent_frames
+from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.preprocessing.buckets import Bucket, parse_buckets
 from justdubit_jax.sampling.guidance import Guidance, SamplingSettings
 from justdubit_jax.sampling.loop import Conditioned
@@ -126,13 +127,11 @@ def drop_from_cache(path: Path) -> None:
 
 def encode(args: argparse.Namespace) -> dict[str, Any]:
     """Encode a clip, as preprocessing does it."""
-    bucket = parse_buckets(f"{args.resolution}x{args.frames}")[0]
-    frames = np.random.default_rng(0).integers(
-        0, 256, (bucket.frames, bucket.height, bucket.width, 3), np.uint8
-    )
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = open_checkpoint(args.model_path or toy_checkpoint(Path(folder)))
-        run = video_encoder(checkpoint, default_dtype(), DEFAULT_TILING)
+        bucket = parse_buckets(f"{args.resolution}x{args.frames}", checkpoint.layout)[0]
+        run = video_encoder(checkpoint, default_dtype(), default_tiling(checkpoint.layout))
+    frames = np.random.default_rng(0).integers(0, 256, (*bucket, 3), np.uint8)
     first, *times = (_seconds(lambda: run([frames])) for _ in range(1 + args.runs))
     seconds = statistics.median(times)
     peak, source = _peak()
@@ -150,10 +149,10 @@ def sample_steps(args: argparse.Namespace) -> dict[str, Any]:
     """The compiled denoising loop with random weights."""
     size = sizes.read_size(args)
     run = size.settings()
-    model, _ = lora.adapted_model(size.config, run.lora)
+    model, _ = lora.adapted_model(TransformerConfig.from_metadata(size.config), run.lora)
     model = random_weights(keys.TRANSFORMER, model, jax.random.key(0), run.dtype)
     graphdef, shapes, frozen = lora.split(model)
-    adapters = lora.init(shapes, jax.random.key(0))
+    weights = lora.Weights(lora.init(shapes, jax.random.key(0)), frozen)
     guidance = Guidance(cfg=args.guidance_scale)
     settings = SamplingSettings(
         video=guidance,
@@ -161,19 +160,16 @@ def sample_steps(args: argparse.Namespace) -> dict[str, Any]:
         isolate=size.isolate,
         cross_timestep="own",
         dtype=run.dtype,
-        batched=True,
     )
     batch = sizes.random_batch(size)
     video, audio = (
         Conditioned(s.target, s.reference, s.positions, s.context, s.context)
         for s in (batch.video, batch.audio)
     )
-    streams = video, audio
-    tokens = sample.start(streams)
-    levels = sigmas(args.steps)
-    loop = sample.sampler(graphdef, settings)
+    tokens, levels = (video.start(), audio.start()), sigmas(args.steps)
+    loop = compiled_loop(graphdef, settings, sharding.make_mesh(1, 1))
     first, *times = (
-        _seconds(lambda: jax.block_until_ready(loop(adapters, frozen, streams, tokens, levels)))
+        _seconds(lambda: jax.block_until_ready(loop(weights, (video, audio), tokens, levels)))
         for _ in range(1 + args.runs)
     )
     seconds = statistics.median(times)
@@ -181,7 +177,7 @@ def sample_steps(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "size": dataclasses.asdict(size),
         "steps": args.steps,
-        "passes": list(settings.passes),
+        "passes": [prediction.name.lower() for prediction in settings.passes],
         "first_seconds": first,
         "seconds": seconds,
         "seconds_per_step": seconds / args.steps,
@@ -192,11 +188,11 @@ def sample_steps(args: argparse.Namespace) -> dict[str, Any]:
 
 def decode(args: argparse.Namespace) -> dict[str, Any]:
     """Decode clips of several lengths to mp4, each in a process of its own, for its peak memory."""
-    buckets = [parse_buckets(f"{args.resolution}x{frames}")[0] for frames in args.frames]
     figures: dict[str, Any] = {"resolution": args.resolution}
     with tempfile.TemporaryDirectory() as folder:
         path = args.model_path or toy_checkpoint(Path(folder))
-        open_checkpoint(path)
+        layout = open_checkpoint(path).layout
+        buckets = [parse_buckets(f"{args.resolution}x{n}", layout)[0] for n in args.frames]
         pool = concurrent.futures.ProcessPoolExecutor(
             max_workers=1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1
         )
@@ -217,14 +213,9 @@ def decode(args: argparse.Namespace) -> dict[str, Any]:
 def decode_one(path: Path, bucket: Bucket) -> tuple[float, float, float, str]:
     """Seconds, bytes before the clip, peak bytes and their source."""
     checkpoint = open_checkpoint(path)
-    run = video_decoder(checkpoint, default_dtype(), DEFAULT_TILING)
-    channels = checkpoint.shapes[STATISTICS][0]
-    shape = (
-        channels,
-        video_latent_frames(bucket.frames),
-        bucket.height // PIXELS_PER_LATENT,
-        bucket.width // PIXELS_PER_LATENT,
-    )
+    layout = checkpoint.layout
+    run = video_decoder(checkpoint, default_dtype(), default_tiling(layout))
+    shape = layout.video_channels, *layout.grid(*bucket)
     latents = np.random.default_rng(0).standard_normal(shape, np.float32)
     loaded, _ = _peak()
     with tempfile.TemporaryDirectory() as folder:

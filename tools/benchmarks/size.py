@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from justdubit_jax import cli
-from justdubit_jax.data.batch import Batch, Stream
+from justdubit_jax.data.batch import Batch, SampleShape, StreamShape, StreamTokens
 from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.errors import InputError
-from justdubit_jax.models import tokens
-from justdubit_jax.planning.flops import TokenCounts
+from justdubit_jax.models.tokens import Layout
 from justdubit_jax.training import settings
 
 REPO = Path(__file__).parents[2]
@@ -68,7 +67,24 @@ def config_of(layers: int, width: int) -> dict[str, Any]:
             "use_audio_video_cross_attention": True,
             "share_ff": False,
             "av_cross_ada_norm": True,
-        }
+        },
+        # What the codecs compress: 8 x 32 x 32 pixels, 4 x 4 of the mel spectrogram.
+        "vae": {
+            "encoder_blocks": [["compress_all_res", {}]] * 3,
+            "decoder_blocks": [["compress_all", {}]] * 3,
+            "timestep_conditioning": False,
+        },
+        "audio_vae": {
+            "model": {
+                "params": {
+                    "ddconfig": {
+                        "mel_bins": 64,
+                        "attn_resolutions": [],
+                        "mid_block_add_attention": False,
+                    }
+                }
+            }
+        },
     }
 
 
@@ -91,6 +107,10 @@ class Size:
         return config_of(self.layers, self.width)
 
     @property
+    def layout(self) -> Layout:
+        return Layout.from_metadata(self.config)
+
+    @property
     def grid(self) -> tuple[int, int, int]:
         """Latent frames, rows and columns of the target; 16 x 220 tokens at 640x352x121."""
         count = self.video_tokens // 2
@@ -101,14 +121,20 @@ class Size:
     @property
     def positions(self) -> tuple[np.ndarray, np.ndarray]:
         """Of [reference | target], video and audio; both parts begin at 0."""
-        video = tokens.video_positions(self.grid, FPS)
-        audio = tokens.audio_positions(self.audio_tokens // 2)
+        video = self.layout.video_positions(self.grid, FPS)
+        audio = self.layout.audio_positions(self.audio_tokens // 2)
         return np.concatenate([video] * 2, 1), np.concatenate([audio] * 2, 1)
 
     @property
-    def counts(self) -> TokenCounts:
-        video, audio = self.video_tokens, self.audio_tokens
-        return TokenCounts(video, audio, self.text_tokens, video // 2, audio // 2)
+    def shape(self) -> SampleShape:
+        text = self.text_tokens, self.config["transformer"]["caption_channels"]
+        video, audio = self.video_tokens // 2, self.audio_tokens // 2
+        return SampleShape(
+            grid=self.grid,
+            video=StreamShape(video, video, CHANNELS, 3, *text),
+            audio=StreamShape(audio, audio, CHANNELS, 1, *text),
+            has_mask=True,
+        )
 
     def settings(self, more: Mapping[str, Any] = MappingProxyType({})) -> settings.Settings:
         """The published run's, at this size; `more` are further keys, where they are not None.
@@ -175,12 +201,12 @@ def random_batch(size: Size) -> Batch:
     def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal((size.batch, *shape), np.float32)
 
-    def stream(count: int, positions: np.ndarray) -> Stream:
+    def stream(count: int, positions: np.ndarray) -> StreamTokens:
         context: Any = normal(size.text_tokens, size.config["transformer"]["caption_channels"])
         target: Any = normal(count // 2, CHANNELS)
         reference: Any = normal(count // 2, CHANNELS)
         places: Any = np.repeat(positions[None], size.batch, 0)
-        return Stream(target, reference, places, context)
+        return StreamTokens(target, reference, places, context)
 
     video, audio = size.positions
     face: Any = (normal(size.video_tokens // 2) > 0).astype(np.float32)

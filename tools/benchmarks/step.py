@@ -19,10 +19,10 @@ from benchmarks.size import REPO, Size
 from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.planning import flops
+from justdubit_jax.planning.memory import program_bytes, sample_flops
 from justdubit_jax.training.optimizer import KINDS
-from justdubit_jax.training.prepare import first_state, prepare_training
+from justdubit_jax.training.prepare import first_state, place_batch, prepare_training
 from justdubit_jax.weights import keys
 from justdubit_jax.weights.load import random_weights
 
@@ -55,14 +55,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             run()
         times = [[run() for run in turns] for _ in range(args.runs)]
     ours, *theirs = (statistics.median(column) for column in zip(*times, strict=True))
-    work = flops.step_flops(
-        TransformerConfig.from_metadata(size.config),
-        size.counts,
-        rank=size.rank,
-        targets=ours_step.settings.lora.target_modules,
-        remat=remat,
-        isolated=size.isolate,
-    )
+    work = sample_flops(ours_step.training, size.shape)
     rate = size.batch * work.model / ours
     peak = flops.peak_flops(jax.devices()[0].device_kind)
     memory, source = ours_step.memory()
@@ -104,26 +97,17 @@ class Step:
         }
         self.settings = run = size.settings(keys_given)
         mesh = sharding.make_mesh(*run.mesh)
-        training = prepare_training(run, size.config, mesh)
+        self.training = training = prepare_training(run, size.config, mesh)
+        model, _ = lora.adapted_model(training.config, run.lora)
         place = functools.partial(sharding.weight, mesh)
-        model = random_weights(
-            keys.TRANSFORMER,
-            training.model,
-            jax.random.key(0),
-            run.dtype,
-            place,
-            run.quantization,
-        )
-        self._frozen = lora.split(model)[2]
+        key = jax.random.key(0)
+        loaded = random_weights(keys.TRANSFORMER, model, key, run.dtype, place, run.quantization)
+        self._frozen = lora.split(loaded)[2]
         self._state = first_state(training)
-        batch = sizes.random_batch(size)
-        self._batch = jax.tree.map(
-            lambda x: jax.device_put(x[None], sharding.micro_batches(mesh)), batch
-        )
+        self._batch = place_batch(training, sizes.random_batch(size))
         jax.block_until_ready((self._state, self._frozen, self._batch))
         start = time.perf_counter()
-        sample = jax.tree.map(lambda x: x[0], batch)
-        self._step = training.lower(sample, size.grid).compile()
+        self._step = training.lower(size.shape).compile()
         self.compile_seconds = time.perf_counter() - start
         self.loss = float("nan")
 
@@ -140,11 +124,7 @@ class Step:
         """Peak bytes and who says so: the device, XLA's plan of the step, or the process."""
         if (peak := sizes.device_peak()) is not None:
             return peak, "device"
-        plan: Any = self._step.memory_analysis()
-        if plan:
-            arguments = plan.argument_size_in_bytes + plan.output_size_in_bytes
-            return arguments - plan.alias_size_in_bytes + plan.temp_size_in_bytes, "XLA's plan"
-        return sizes.peak_resident(), "resident memory"
+        return program_bytes(self._step), "XLA's plan"
 
 
 class Peer:

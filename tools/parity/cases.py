@@ -7,40 +7,30 @@ functions. Sizes and settings come from the file; none is written here.
 
 import functools
 import re
-import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from parity.golden import (
+    LAYOUT,
     Golden,
     Tensors,
-    context_len,
-    lengths,
     load,
     load_transformer,
     modality,
-    read,
     references,
 )
 from parity.sampling import denoising, schedule_and_steps, skip_of
+from parity.training import training
 
-from justdubit_jax.data.batch import Batch, Stream
-from justdubit_jax.errors import InputError
-from justdubit_jax.files import save_safetensors
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models import mel, tokens
 from justdubit_jax.models.attention import frequency_grid, rotary_table
 from justdubit_jax.models.transformer import Modality, Transformer
 from justdubit_jax.training import objective
-from justdubit_jax.training.optimizer import AdamW, OptimizerConfig, base_rates, make_optimizer
-from justdubit_jax.training.schedules import Schedule
 from justdubit_jax.weights import keys
 
 _apply = nnx.jit(lambda model, *args: model(*args))
@@ -139,15 +129,15 @@ def token_layout(golden: Golden, wanted: Collection[str]) -> Tensors:
     seconds = [n / doubles.get(rate, rate) for n, rate in zip(frames, fps, strict=True)]
     counts = inputs["sequence_lengths"].tolist()
     draws = zip(inputs["normal_samples"], counts, strict=True)
-    audio_positions = tokens.audio_positions(audio.shape[2])
-    positions = {name: tokens.video_positions(video.shape[2:], r) for name, r in rates.items()}
+    audio_positions = LAYOUT.audio_positions(audio.shape[2])
+    positions = {name: LAYOUT.video_positions(video.shape[2:], r) for name, r in rates.items()}
     found = {
         "video_tokens": tokens.video_tokens(video),
         "audio_tokens": tokens.audio_tokens(audio),
         "audio_positions": np.tile(audio_positions, (len(audio), 1, 1, 1)),
-        "audio_latent_frames": [tokens.audio_latent_frames(s) for s in meta["durations"]],
-        "audio_latent_frames_of_video": [tokens.audio_latent_frames(s) for s in seconds],
-        "video_latent_frames": [tokens.video_latent_frames(n) for n in frames],
+        "audio_latent_frames": [LAYOUT.audio_latent_frames(s) for s in meta["durations"]],
+        "audio_latent_frames_of_video": [LAYOUT.audio_latent_frames(s) for s in seconds],
+        "video_latent_frames": [LAYOUT.video_latent_frames(n) for n in frames],
         "logit_normal_shift": [objective.logit_shift(n) for n in counts],
         "logit_normal_timesteps": [objective.shifted_logit_normal(x, n) for x, n in draws],
     }
@@ -204,152 +194,6 @@ def _forward(model: Transformer, video: Modality, audio: Modality, **options: An
     return model(video, audio, **options)
 
 
-def train(golden: Golden, wanted: Collection[str]) -> Tensors:
-    """Losses at the start, under both rules of the audio-video modulation; then the steps."""
-    graphdef, shapes, frozen = lora.split(load_transformer(golden, adapted=True))
-    device = jax.devices()[0]
-    adapters: Any = jax.device_put(_start(golden, shapes), device)
-    tx, schedule = _optimizer(golden, shapes)
-    moments = jax.device_put(tx.init(adapters), device)
-    evaluate, update = _make_step(golden, graphdef, tx)
-    draws, found = _draws(golden), {}
-
-    for name in sorted({name.rpartition(".")[0] for name in wanted if name[:8] == "at_start"}):
-        step, masked = _AT_START[name.split(".")[-1]]
-        rule = "own" if "per_token_cross" in name else "other"
-        mask_weights = _mask_weights(golden, masked)
-        _, (terms, _) = evaluate(adapters, frozen, draws[step], mask_weights, rule)
-        found |= {f"{name}.{term}": value for term, value in terms.items()}
-
-    rates = [golden.meta["lr"], *dict.fromkeys(group["lr"] for group in golden.meta["lr_groups"])]
-    for i, draw in enumerate(draws):
-        mask_weights = _mask_weights(golden, golden.inputs["use_face_mask"][i])
-        gradients, (terms, seen) = evaluate(adapters, frozen, draw, mask_weights, "other")
-        adapters, moments, norm = update(gradients, moments, adapters, i)
-        values = {**terms, **seen, "grad_norm": norm}
-        values["lr"] = np.array([schedule(rate, i) for rate in rates])
-        values |= {f"grad.{key}": x for key, x in _file_tensors(gradients).items()}
-        values |= {f"param.{key}": x for key, x in _file_tensors(adapters).items()}
-        found |= {f"step{i}.{name}": value for name, value in values.items()}
-    return found
-
-
-# Losses with the first parameters: the step whose draws they use, and whether the mask weighs.
-_AT_START = {
-    "masked_cond": (0, True),
-    "plain_cond": (0, False),
-    "masked": (1, True),
-    "plain": (2, False),
-}
-
-
-def _make_step(
-    golden: Golden, graphdef: Any, tx: optax.GradientTransformationExtraArgs
-) -> tuple[Any, Any]:
-    """Two jitted functions: gradients, losses and predictions of a draw; the optimizer's update.
-
-    The mask's weights are an argument, so that a step without mask needs no compilation of its own.
-    """
-    inputs, threshold = golden.inputs, golden.meta["mask"]["threshold"]
-    batch = Batch(_stream(golden, "video"), _stream(golden, "audio"), inputs["face_mask"])
-    frame_tokens = int(inputs["cond_mask"].sum(-1).max())
-
-    def loss(adapters: Any, frozen: Any, draw: Any, mask_weights: Any, rule: str) -> Any:
-        model: Any = lora.merge(graphdef, adapters, frozen)
-        face, background = mask_weights
-        seen = {}
-
-        def recorded(*args: Any, **options: Any) -> Any:
-            seen["video_prediction"], seen["audio_prediction"] = model(*args, **options)
-            return tuple(seen.values())
-
-        total, terms = objective.loss(
-            recorded,
-            batch,
-            draw,
-            grid=(1, 1, frame_tokens),
-            mask_loss=objective.MaskLoss(face, background, threshold, False),
-            isolate=True,
-            dtype=jnp.float32,
-            cross_timestep=rule,
-        )
-        return total, (terms, seen)
-
-    @jax.jit
-    def update(gradients: Any, moments: Any, adapters: Any, step: Any) -> tuple[Any, Any, Any]:
-        updates, moments = tx.update(gradients, moments, adapters, step=step)
-        return optax.apply_updates(adapters, updates), moments, optax.global_norm(gradients)
-
-    return jax.jit(jax.grad(loss, has_aux=True), static_argnums=4), update
-
-
-def _mask_weights(golden: Golden, masked: bool) -> tuple[float, float]:
-    """Weights of the face and of the background; without a mask both are 1."""
-    mask = golden.meta["mask"]
-    return (mask["mask_loss_weight"], mask["background_loss_weight"]) if masked else (1.0, 1.0)
-
-
-def _file_tensors(adapters: Any) -> Tensors:
-    return lora_files.file_tensors(jax.device_get(adapters))
-
-
-def _start(golden: Golden, shapes: Mapping[str, Any]) -> lora.Adapters:
-    """The first adapters, `lora_start.*`, read as the LoRA file that they would be."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "lora_start.safetensors"
-        save_safetensors(path, read(golden.path, "lora_start."), {})
-        return lora_files.read_file(path, shapes)
-
-
-def _optimizer(
-    golden: Golden, shapes: Mapping[str, Any]
-) -> tuple[optax.GradientTransformationExtraArgs, Schedule]:
-    adamw, scheduler = golden.meta["optimizer"], golden.meta["scheduler"]
-    factors = {name: scheduler[name] for name in ("start_factor", "end_factor")}
-    config = OptimizerConfig(
-        kind="adamw",
-        first_moment_dtype="float32",
-        learning_rate=golden.meta["lr"],
-        groups=_groups(golden),
-        schedule=Schedule("linear", scheduler["total_iters"], factors),
-        max_grad_norm=golden.meta["clip_grad_norm"],
-    )
-    names = {
-        path: [f"{lora_files.FILE_PREFIX}{name}.weight" for name in lora.names(path, leaf.shape)]
-        for path, leaf in shapes.items()
-    }
-    b1, b2 = adamw["betas"]
-    settings = AdamW(b1, b2, adamw["eps"], adamw["weight_decay"])
-    return make_optimizer(config, names, settings), config.schedule
-
-
-def _groups(golden: Golden) -> tuple[tuple[str, float], ...]:
-    return tuple((group["pattern"], group["lr"]) for group in golden.meta["lr_groups"])
-
-
-def learning_rates(golden: Golden, names: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
-    """Base learning rates of parameters, see optim.base_rates."""
-    return base_rates(names, golden.meta["lr"], _groups(golden))
-
-
-def _stream(golden: Golden, name: str) -> Stream:
-    fields = ("x0", "ref", "positions", "context")
-    target, reference, positions, context = (golden.inputs[f"{name}.{f}"] for f in fields)
-    if references(golden, name) != reference.shape[1]:
-        raise InputError(f"input.{name}.target: expected {reference.shape[1]} reference tokens")
-    return Stream(target, reference, positions, context, context_len(golden, name))
-
-
-def _draws(golden: Golden) -> list[objective.Draw]:
-    """What is random in each step; a sample's first frame is given whole or not at all."""
-    inputs = golden.inputs
-    given = lengths(inputs["cond_mask"], "input.cond_mask")
-    if len(sizes := {int(n) for n in given.flat if n}) > 1:
-        raise InputError(f"input.cond_mask: got {sorted(sizes)} tokens, expected one first frame")
-    noises = zip(inputs["sigma"], inputs["video.noise"], inputs["audio.noise"], given, strict=True)
-    return [objective.Draw(sigma, video, audio, n > 0) for sigma, video, audio, n in noises]
-
-
 CASES: dict[str, Callable[[Golden, Collection[str]], Tensors]] = {
     "audio_mel": audio_mel,
     "audio_vae": audio_vae,
@@ -359,7 +203,7 @@ CASES: dict[str, Callable[[Golden, Collection[str]], Tensors]] = {
     "lora_19b": lora_forward,
     "text_19b": text,
     "tokens": token_layout,
-    "train_19b": train,
+    "train_19b": training,
     "transformer_19b": transformer,
     "video_vae_20": video_vae,
     "vocoder_20": vocoder,

@@ -10,10 +10,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
 
 from justdubit_jax.errors import InputError
+from justdubit_jax.files import open_tensors
 from justdubit_jax.lora import adapters as lora
+from justdubit_jax.models.tokens import Layout
 from justdubit_jax.models.transformer import Modality, Transformer
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.weights import keys
@@ -22,6 +23,18 @@ from justdubit_jax.weights.load import load_weights
 from justdubit_jax.weights.parts import build_part
 
 Tensors = dict[str, np.ndarray]
+
+# LTX-2's, which the token vectors are made with; their files bring no checkpoint.
+LAYOUT = Layout(
+    frames_per_latent=8,
+    pixels_per_latent=32,
+    video_channels=128,
+    audio_channels=8,
+    audio_bins=16,
+    sample_rate=16_000,
+    samples_per_mel=160,
+    mels_per_latent=4,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +49,11 @@ class Golden:
     def read(cls, path: Path) -> "Golden":
         """Raises InputError if the file is not readable."""
         try:
-            with safe_open(path, framework="numpy") as file:
+            with open_tensors(path, "golden file") as file:
                 meta = json.loads((file.metadata() or {}).get("meta", "{}"))
             return cls(path, meta, read(path, "expect."))
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise InputError(f"not a readable golden file: {error}") from None
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}: `meta` is not JSON: {error}") from None
 
     @functools.cached_property
     def inputs(self) -> dict[str, Any]:
@@ -62,7 +75,7 @@ class Golden:
 
 def read(path: Path, prefix: str) -> Tensors:
     """The tensors of a file whose names start with `prefix`, without it."""
-    with safe_open(path, framework="numpy") as file:
+    with open_tensors(path, "golden file") as file:
         names = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 

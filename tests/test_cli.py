@@ -1,0 +1,31 @@
+"""The types of the commands' flags."""
+
+import pytest
+
+from justdubit_jax import cli
+from justdubit_jax.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("80GB", 80e9), ("79.6GiB", 79.6 * 2**30), ("24e9", 24e9), ("1 tb", 1e12), ("512 MiB", 2**29)],
+)
+def test_sizes_as_people_write_them(text, count):
+    assert cli.byte_count(text) == int(count)
+
+
+@pytest.mark.parametrize("text", ["much", "80 apples", "", "1.2.3GB", "nan"])
+def test_another_size_is_refused_by_the_flags_name(text):
+    parser = cli.Parser(prog="test")
+    parser.add_argument("--memory", type=cli.byte_count)
+    with pytest.raises(InputError, match=f"--memory: '{text}': expected a size such as 80GB"):
+        parser.parse_args(["--memory", text])
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "", "a"])
+def test_a_count_is_a_whole_number_above_0(text):
+    parser = cli.Parser(prog="test")
+    parser.add_argument("--count", type=cli.positive)
+    assert parser.parse_args(["--count", "7"]).count == 7
+    with pytest.raises(InputError, match=f"--count: '{text}': expected a whole number above 0"):
+        parser.parse_args([f"--count={text}"])
