@@ -13,6 +13,7 @@ from typing import Literal
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from justdubit_jax.errors import about
 from justdubit_jax.lora.adapters import LoRAConfig
 from justdubit_jax.models.attention import Remat
 from justdubit_jax.models.quant import SCHEMES, Scheme
