@@ -1,4 +1,4 @@
-"""Set-up of every test: eight CPU devices and exact float32 matrix products.
+"""Set-up of every test: eight CPU devices, exact float32 products, no silent rank promotion.
 
 `demo` is one run of the demo, as a person runs it; tests that need real files read them there.
 `four_steps` is a short training on its files, for tests of what a run leaves.
@@ -17,6 +17,8 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {COMPILE_FA
 os.environ["JAX_PLATFORMS"] = "cpu"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_default_matmul_precision", "highest")
+# An array of fewer axes is not stretched silently: which axis was meant is written out.
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.commands import run_module
+from helpers.lines import json_lines
 from helpers.toy import config, export, one_step
 from safetensors import safe_open
 
@@ -89,7 +90,7 @@ def test_continuing_is_bit_equal_to_not_stopping(demo, finished, tmp_path):
     assert all((want[key] == got[key]).all() for key in want)
     lines = (output / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line) for line in lines]
-    losses = [r["loss"] for r in map(json.loads, (finished / "metrics.jsonl").open())]
+    losses = [r["loss"] for r in json_lines(finished / "metrics.jsonl")]
     assert [r["step"] for r in steps] == [1, 2, 3, 4]
     assert [r["loss"] for r in steps] == losses
 
@@ -152,7 +153,7 @@ def test_a_run_with_moments_of_bytes_and_another_schedule(demo, tmp_path):
         "--config.optimization.warmup_steps=2",
     )
     train.main(config(demo, tmp_path / "out", *flags))
-    records = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").open()]
+    records = json_lines(tmp_path / "out/metrics.jsonl")
     rates = [record["learning_rate"]["default"] for record in records]
     assert rates == pytest.approx([5e-3 / 2, 5e-4])
     assert export(tmp_path / "out", 2)

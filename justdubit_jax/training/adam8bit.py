@@ -57,7 +57,7 @@ class Update(NamedTuple):
 class Adam8bitState(NamedTuple):
     """Updates made, and both moments without bias correction."""
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] (optax names it so too)
     first: Moment
     second: Moment
 

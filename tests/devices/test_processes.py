@@ -1,6 +1,5 @@
 """Many devices and several processes: the same training, and no more traffic than it needs."""
 
-import json
 import os
 import re
 import socket
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.commands import COMPILE_FAST, REPO
+from helpers.lines import json_lines
 from helpers.toy import config
 from safetensors.numpy import load_file
 
@@ -69,7 +69,7 @@ def test_two_processes_train_as_one_does(demo, tmp_path):
 
     train.main(config(demo, tmp_path / "one", *FLAGS))
     losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").open()]
+        [r["loss"] for r in json_lines(tmp_path / name / "metrics.jsonl")]
         for name in ("one", "two")
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)  # float32 sums in another order

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.golden import golden_checkpoint
+from helpers.lines import json_lines
 from helpers.toy import config
 from helpers.training import FACE, GRID, META, TARGETS, batch, draws, objective
 from helpers.training import start as golden_start
@@ -225,7 +225,7 @@ def test_a_run_trains_and_measures_on_a_quantized_base(demo, tmp_path):
     flags = ("--config.acceleration.quantization=nf4", "--config.validation.holdout=1")
     flags += ("--config.optimization.steps=8", "--config.validation.interval=8")
     train.main(config(demo, tmp_path, *flags))
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").open()]
-    held_out = [json.loads(line)["loss"] for line in (tmp_path / "validation.jsonl").open()]
+    losses = [r["loss"] for r in json_lines(tmp_path / "metrics.jsonl")]
+    held_out = [r["loss"] for r in json_lines(tmp_path / "validation.jsonl")]
     assert len(losses) == 8 and np.isfinite(losses).all()
     assert held_out[1] < held_out[0]

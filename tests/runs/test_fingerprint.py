@@ -1,10 +1,10 @@
 """Runs that are continued otherwise than they began."""
 
-import json
 import re
 import shutil
 
 import pytest
+from helpers.lines import json_lines
 from helpers.toy import EXTRAS, FOUR, config
 
 from justdubit_jax import train
@@ -38,7 +38,7 @@ def test_harmless_keys_may_change(demo, four_steps, tmp_path, capsys):
     train.main(config(demo, output, *EXTRAS, *flags, "--config.mesh.data=2"))  # two devices now
     assert "mesh.data" in capsys.readouterr().err
     assert RunFolder(output).lora(5).is_file()
-    assert [json.loads(line)["step"] for line in (output / "metrics.jsonl").open()] == [
+    assert [line["step"] for line in json_lines(output / "metrics.jsonl")] == [
         1,
         2,
         3,

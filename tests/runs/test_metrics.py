@@ -1,6 +1,5 @@
 """Runs whose numbers are not finite, and lines that a kill cut off."""
 
-import json
 import re
 import shutil
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers.lines import json_lines
 from helpers.published import published
 from helpers.toy import EXTRAS, FOUR, config, export, same
 from safetensors import safe_open
@@ -44,7 +44,7 @@ def test_a_step_that_is_not_finite_is_named_and_not_applied(demo, tmp_path, caps
     printed = capsys.readouterr().err
     assert printed.count("not finite, step not applied") == 1  # one epoch of four samples
     assert str(root / "latents/clips/002_media.safetensors") in printed
-    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").open()]
+    lines = json_lines(tmp_path / "out/metrics.jsonl")
     assert [r["loss"] is None for r in lines].count(True) == 1
     assert all(
         np.isfinite(x.astype(np.float32)).all() for x in export(tmp_path / "out", 4).values()
