@@ -132,7 +132,7 @@ class WandbLog:
         entity: str | None,
         tags: Sequence[str],
         log_validation_videos: bool,
-        config: Mapping[str, Any],
+        config: Mapping[str, object],
         name: str,
     ):
         try:
@@ -179,7 +179,7 @@ class WandbLog:
     def close(self) -> None:
         self._run.finish()
 
-    def _log(self, step: int, entry: Mapping[str, Any]) -> None:
+    def _log(self, step: int, entry: Mapping[str, object]) -> None:
         self._run.log({"step": step, **entry})
 
 
