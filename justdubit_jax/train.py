@@ -121,19 +121,22 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
         rounds.catch_up(Weights(state.adapters, frozen))
         stopped = interrupt.asked
         try:
-            for step in range(first_step + 1, run.steps + 1):
-                if stopped:
-                    break
-                group, samples, batch = next(batches)
-                program = programs[group.shape].result()
-                state, values = program.run(state, frozen, place_batch(training, batch))
-                paths = [str(sample.files["latents"]) for sample in samples]
-                metrics.add(step, values, paths, program.plan.flops.model)
-                stopped = interrupt.reached(step)
-                if stopped or is_saved(step, run.steps, run.checkpoint_interval):
-                    save(training, checkpoints, state, batches, mark)
-                if not stopped:
-                    rounds.after(step, Weights(state.adapters, frozen))
+            # What is sent to the devices is sent on purpose: an array that a step takes along by
+            # accident would be sent anew in each of them.
+            with jax.transfer_guard_host_to_device("disallow"):
+                for step in range(first_step + 1, run.steps + 1):
+                    if stopped:
+                        break
+                    group, samples, batch = next(batches)
+                    program = programs[group.shape].result()
+                    state, values = program.run(state, frozen, place_batch(training, batch))
+                    paths = [str(sample.files["latents"]) for sample in samples]
+                    metrics.add(step, values, paths, program.plan.flops.model)
+                    stopped = interrupt.reached(step)
+                    if stopped or is_saved(step, run.steps, run.checkpoint_interval):
+                        save(training, checkpoints, state, batches, mark)
+                    if not stopped:
+                        rounds.after(step, Weights(state.adapters, frozen))
             metrics.close()
         except NotFinite as error:
             save(training, checkpoints, state, batches, mark)
