@@ -9,7 +9,6 @@ import dataclasses
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -21,9 +20,9 @@ from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.dubbing.job import clip_job, decode_samples, make_request
 from justdubit_jax.dubbing.sample import Sampler
 from justdubit_jax.errors import InputError, about
-from justdubit_jax.files import open_tensors
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
+from justdubit_jax.lora.record import read_record
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.sampling.guidance import Prediction, SamplingSettings, guidance_of_both
 from justdubit_jax.weights import keys
@@ -109,15 +108,9 @@ def sampling_settings(args: argparse.Namespace) -> SamplingSettings:
         video=video,
         audio=audio,
         isolate=not args.no_cross_attention_masking,
-        cross_timestep=args.cross_timestep or trained_rule(args.lora),
+        cross_timestep=args.cross_timestep or read_record(args.lora).cross_timestep,
         dtype=default_dtype(),
     )
-
-
-def trained_rule(path: Path) -> Any:
-    """The audio-video modulation that a LoRA file says it was trained with; JustDubit's if none."""
-    with open_tensors(path, "LoRA file") as file:
-        return (file.metadata() or {}).get("cross_timestep", "own")
 
 
 def check_writable(path: Path) -> None:

@@ -3,26 +3,23 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers.commands import REPO, run_module
+from helpers.commands import run_module
 from helpers.lines import json_lines
 from helpers.toy import config, export, one_step
 from safetensors import safe_open
-from safetensors.numpy import load_file
 
 from justdubit_jax import train
 from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.layers import Frozen
 from justdubit_jax.models.transformer_config import TransformerConfig
+from justdubit_jax.runs.output import RunFolder
 from justdubit_jax.training import settings
 from justdubit_jax.training.prepare import first_state, prepare_training
 from justdubit_jax.weights.checkpoint import open_checkpoint
@@ -86,7 +83,7 @@ def test_continuing_is_bit_equal_to_not_stopping(demo, finished, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(finished, output)
     shutil.rmtree(output / "state/4")
-    lora_files.export_path(output, 4).unlink()
+    RunFolder(output).lora(4).unlink()
     train.main(config(demo, output, *SHORT, "--config.lora.dropout=0.1"))
     want, got = export(finished, 4), export(output, 4)
     assert want.keys() == got.keys()
@@ -101,35 +98,21 @@ def test_continuing_is_bit_equal_to_not_stopping(demo, finished, tmp_path):
 def test_a_finished_run_started_again_does_nothing(demo, finished, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(finished, output)
-    before = lora_files.export_path(output, 4).stat().st_mtime_ns
+    before = RunFolder(output).lora(4).stat().st_mtime_ns
     train.main(config(demo, output, *SHORT, "--config.lora.dropout=0.1"))
-    assert lora_files.export_path(output, 4).stat().st_mtime_ns == before
+    assert RunFolder(output).lora(4).stat().st_mtime_ns == before
 
 
 def test_a_lora_file_lost_in_a_crash_is_written_again(demo, finished, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(finished, output)
-    lora_files.export_path(output, 4).unlink()
+    RunFolder(output).lora(4).unlink()
     train.main(config(demo, output, *SHORT, "--config.lora.dropout=0.1"))
     assert export(output, 4).keys() == export(finished, 4).keys()
 
 
-def test_export_of_an_earlier_step_equals_the_one_made_then(finished, tmp_path):
-    out = tmp_path / "x.safetensors"
-    tool = [sys.executable, "tools/export_lora.py"]
-    command = [*tool, "--run", str(finished), "--step", "2", "--out", str(out)]
-    subprocess.run(command, check=True, cwd=REPO, capture_output=True)
-    want, got = export(finished, 2), load_file(out)
-    assert want.keys() == got.keys() and all((want[key] == got[key]).all() for key in want)
-    with (
-        safe_open(out, "numpy") as ours,
-        safe_open(lora_files.export_path(finished, 2), "numpy") as then,
-    ):
-        assert ours.metadata() == then.metadata()
-
-
 def test_the_file_says_what_it_was_trained_with(finished):
-    with safe_open(lora_files.export_path(finished, 4), framework="numpy") as file:
+    with safe_open(RunFolder(finished).lora(4), framework="numpy") as file:
         metadata = file.metadata()
         dtypes = {file.get_tensor(k).dtype for k in file.keys()}  # noqa: SIM118
     assert metadata["cross_timestep"] == "own"
@@ -210,7 +193,7 @@ def test_configs_that_are_refused(demo, tmp_path, flag, message):
 )
 def test_a_lora_file_that_does_not_fit_is_named_with_its_key(demo, tmp_path, flags, message):
     (tmp_path / "empty").mkdir()
-    file = lora_files.export_path(demo / "run", 60)
+    file = RunFolder(demo / "run").lora(60)
     given = file if flags else tmp_path / "empty"
     flags += (f"--config.model.load_checkpoint={given}",)
     run = settings.read(config(demo, tmp_path / "out", *flags))

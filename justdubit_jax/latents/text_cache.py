@@ -9,11 +9,11 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from justdubit_jax.data import precomputed
+from justdubit_jax.devices import processes
 from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.files import open_tensors, save_safetensors
 from justdubit_jax.latents.shapes import Contexts
@@ -28,7 +28,7 @@ def cached_contexts(
     stamp = f"{_stamp(model_path)} {_stamp(gemma)} {np.dtype(default_dtype())}"
     files = {p: cache / f"{_hash(stamp, p)}.safetensors" for p in dict.fromkeys(prompts)}
     missing = [prompt for prompt, file in files.items() if not file.exists()]
-    if missing and jax.process_index() == 0:
+    if missing and processes.is_first():
         encoder = text_encoder(checkpoint, gemma, default_dtype())
         for prompt in missing:
             tensors = dict(

@@ -11,11 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from justdubit_jax.errors import InputError
 from justdubit_jax.files import open_tensors, save_safetensors
 from justdubit_jax.lora.adapters import Adapters, LoRAConfig
 from justdubit_jax.lora.dialects import COMFY, Dialect, blocks, name_in_block
+from justdubit_jax.lora.record import LoRARecord
 from justdubit_jax.weights.checkpoint import some_of
 
 
@@ -54,7 +56,8 @@ def config_of(path: Path) -> LoRAConfig:
         several = ", ".join(map(str, sorted(ranks)))
         raise InputError(f"{path}: adapters of ranks {several}; expected one")
     rank = ranks.pop()
-    return LoRAConfig(rank, float(metadata.get("alpha", rank)), 0.0, tuple(sorted(targets)))
+    alpha = LoRARecord.from_metadata(metadata, path).alpha
+    return LoRAConfig(rank, rank if alpha is None else alpha, 0.0, tuple(sorted(targets)))
 
 
 def file_tensors(adapters: Mapping[str, Any], dialect: Dialect = COMFY) -> dict[str, Any]:
@@ -75,27 +78,15 @@ def _block(leaf: Any, layer: int | None) -> Any:
     return leaf[layer]
 
 
-def export_path(output_dir: Path, step: int, mean: bool = False) -> Path:
-    """OUTPUT/checkpoints/lora_weights_step_00250.safetensors, as the torch trainer names it.
-
-    The running mean's file ends with _ema.safetensors.
-    """
-    name = f"lora_weights_step_{step:05d}{'_ema' if mean else ''}.safetensors"
-    return output_dir / "checkpoints" / name
-
-
-def step_of(path: Path) -> int:
-    """The step of a file that `export_path` named."""
-    return int(path.stem.removesuffix("_ema").rpartition("_")[2])
-
-
-def write_file(path: Path, adapters: Adapters, dtype: Any, metadata: Mapping[str, str]) -> None:
+def write_file(
+    path: str | Path, adapters: Adapters, dtype: DTypeLike, metadata: Mapping[str, str]
+) -> None:
     """Write adapters as a LoRA file, atomically. Raises InputError if one is not finite."""
     tensors = file_tensors({name: np.asarray(leaf) for name, leaf in adapters.items()})
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise InputError(f"{path}: not written: {name} is not finite")
-    save_safetensors(path, {n: t.astype(dtype) for n, t in tensors.items()}, metadata)
+    save_safetensors(Path(path), {n: t.astype(dtype) for n, t in tensors.items()}, metadata)
 
 
 def read_file(path: Path, shapes: Mapping[str, Any]) -> Adapters:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from helpers.commands import REPO
 from justdubit_jax import cli
 from justdubit_jax.devices import sharding
 from justdubit_jax.planning.flops import count, peak_flops
-from justdubit_jax.planning.memory import sample_flops, shape_like_validation
+from justdubit_jax.planning.memory import sample_flops, shape_of_size
 from justdubit_jax.training import settings
 from justdubit_jax.training.prepare import prepare_training
 
@@ -55,10 +56,11 @@ def of_a_step(*flags):
     """Of the 19B model at 640x352x121 with references, in units of 1e12, per sample."""
     arguments = ["train", "--config", str(REPO / "configs/dub.py"), "--config.mesh.data=1"]
     arguments += [f"--config.model.model_path={CONFIG}", *(f"--config.{flag}" for flag in flags)]
-    run = settings.read(cli.parse_config(arguments), dry_run=True)
+    run = settings.read(cli.parse_config(arguments))
     config = json.loads(CONFIG.read_text())
     training = prepare_training(run, config, sharding.make_mesh(1, 1))
-    flops = sample_flops(training, shape_like_validation(run, training.config, training.layout))
+    shape = shape_of_size(training.config, training.layout, 640, 352, 121, Fraction(25))
+    flops = sample_flops(training, shape)
     return flops.model / 1e12, flops.total / 1e12
 
 
