@@ -9,25 +9,24 @@ import dataclasses
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from safetensors import safe_open
 
 from justdubit_jax import cli
 from justdubit_jax.clips.rates import exact_fps
 from justdubit_jax.clips.write import write_video
 from justdubit_jax.devices import sharding
 from justdubit_jax.devices.choose import default_dtype
-from justdubit_jax.dubbing.job import Job, clip_job, decode_samples, encode_jobs
-from justdubit_jax.dubbing.sample import Request, Sampler
-from justdubit_jax.errors import InputError
-from justdubit_jax.latents.text import text_encoder
+from justdubit_jax.dubbing.job import clip_job, decode_samples, make_request
+from justdubit_jax.dubbing.sample import Sampler
+from justdubit_jax.errors import InputError, about
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
+from justdubit_jax.lora.record import read_record
+from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.sampling.guidance import Prediction, SamplingSettings, guidance_of_both
 from justdubit_jax.weights import keys
-from justdubit_jax.weights.checkpoint import Checkpoint, open_checkpoint
+from justdubit_jax.weights.checkpoint import open_checkpoint
 from justdubit_jax.weights.load import load_weights
 
 NEGATIVE_PROMPT = "worst quality, inconsistent motion, blurry, jittery, distorted"
@@ -58,7 +57,9 @@ def main(args: argparse.Namespace) -> None:
     checkpoint, settings = open_checkpoint(args.model_path), sampling_settings(args)
     config = lora_files.config_of(args.lora)
     config = dataclasses.replace(config, alpha=config.alpha * args.lora_strength)
-    model, _ = lora.adapted_model(checkpoint.config, config)
+    transformer_config = TransformerConfig.from_metadata(checkpoint.config)
+    with about(args.lora):
+        model, _ = lora.adapted_model(transformer_config, config)
     graphdef, shapes, _ = lora.split(model)
     adapters = lora_files.read_file(args.lora, shapes)
     sampler = Sampler(
@@ -74,7 +75,9 @@ def main(args: argparse.Namespace) -> None:
     job, notes = clip_job(checkpoint, args.video, args.image, **size)
     for note in notes:
         console.print(f"{args.video}: {note}")
-    request = encoded_request(args, checkpoint, job, guided=Prediction.NEGATIVE in settings.passes)
+    negative = args.negative_prompt if Prediction.NEGATIVE in settings.passes else None
+    gemma, seed = args.text_encoder_path, args.seed
+    request = make_request(checkpoint, job, gemma, args.prompt, negative, seed)
 
     model = load_weights(checkpoint, keys.TRANSFORMER, model, settings.dtype)
     weights = lora.Weights(adapters, lora.split(model)[2])
@@ -86,17 +89,6 @@ def main(args: argparse.Namespace) -> None:
     frames, sound, rate = next(decode_samples(checkpoint, [latents]))
     write_video(args.out, frames, job.fps, sound, rate)
     console.print(f"wrote {args.out}: {job.frames} frames, {float(job.fps):g} fps")
-
-
-def encoded_request(
-    args: argparse.Namespace, checkpoint: Checkpoint, job: Job, guided: bool
-) -> Request:
-    """The job and its prompts, encoded one model after the other."""
-    encode_text = text_encoder(checkpoint, args.text_encoder_path, default_dtype())
-    prompt = encode_text([args.prompt])[0]
-    negative = encode_text([args.negative_prompt])[0] if guided else None
-    del encode_text
-    return Request(job, encode_jobs(checkpoint, [job])[0], prompt, negative, args.seed)
 
 
 def sampling_settings(args: argparse.Namespace) -> SamplingSettings:
@@ -116,15 +108,9 @@ def sampling_settings(args: argparse.Namespace) -> SamplingSettings:
         video=video,
         audio=audio,
         isolate=not args.no_cross_attention_masking,
-        cross_timestep=args.cross_timestep or trained_rule(args.lora),
+        cross_timestep=args.cross_timestep or read_record(args.lora).cross_timestep,
         dtype=default_dtype(),
     )
-
-
-def trained_rule(path: Path) -> Any:
-    """The audio-video modulation that a LoRA file says it was trained with; JustDubit's if none."""
-    with safe_open(path, framework="numpy") as file:
-        return (file.metadata() or {}).get("cross_timestep", "own")
 
 
 def check_writable(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: write beside, then rename."""
+"""Files that are there whole or not at all: write beside, then rename. Reading safetensors."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from justdubit_jax.errors import InputError
@@ -32,6 +32,21 @@ def remove_leftovers(folder: Path) -> None:
         for path in folder.glob(pattern):
             if path.is_file():
                 path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path, kind: str = "safetensors file") -> Iterator[safe_open]:
+    """A safetensors file, open inside the context; `kind` says in an error what was expected.
+
+    Raises InputError if the file is missing or damaged, or lacks a tensor that is read.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a {kind}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a readable {kind}: {error}") from None
 
 
 def save_safetensors(

@@ -19,8 +19,7 @@ from justdubit_jax.data.batch import SampleShape
 from justdubit_jax.data.batches import Batches
 from justdubit_jax.data.samples import SampleFiles, ShapeGroup, find_samples, group_by_shape
 from justdubit_jax.devices import processes, sharding
-from justdubit_jax.errors import InputError
-from justdubit_jax.lora import files as lora_files
+from justdubit_jax.errors import InputError, about
 from justdubit_jax.lora.adapters import Weights
 from justdubit_jax.models.attention import attention
 from justdubit_jax.planning.advice import check_fits
@@ -36,8 +35,15 @@ from justdubit_jax.planning.stand_in import flash_stand_in
 from justdubit_jax.runs.display import Display
 from justdubit_jax.runs.fingerprint import check_same, fingerprint
 from justdubit_jax.runs.interrupt import Interrupt
+from justdubit_jax.runs.intervals import is_saved
 from justdubit_jax.runs.metrics import Metrics, NotFinite, open_logs
-from justdubit_jax.runs.output import claim_output, export_lora, is_due, lora_record, remove_old
+from justdubit_jax.runs.output import (
+    RunFolder,
+    claim_output,
+    export_lora,
+    lora_record,
+    remove_old,
+)
 from justdubit_jax.runs.state import Checkpoints
 from justdubit_jax.training import settings
 from justdubit_jax.training.optimizer import curves
@@ -65,7 +71,8 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
     processes.start()
     run, validation = settings.read(config), read_validation(config)
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not processes.is_first())
-    mesh = sharding.make_mesh(*run.mesh)
+    with about("config: mesh.data x mesh.fsdp"):
+        mesh = sharding.make_mesh(*run.mesh)
     groups, held_out = read_data(run, validation.holdout)
     source = open_checkpoint(run.model_path)
     training = prepare_training(run, source.config, mesh)
@@ -75,11 +82,12 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
     for target, names in training.targets.items():
         console.print(f"LoRA {target}: {len(names)} modules")
 
-    claim_output(run.output_dir, fresh)
+    folder = RunFolder(run.output_dir)
+    claim_output(folder, fresh)
     with (
         Interrupt() as interrupt,
         background() as compiler,
-        Checkpoints(run.output_dir / "state") as checkpoints,
+        Checkpoints(folder.state) as checkpoints,
         Display(console, run.steps) as display,
     ):
         names = (files.name for group in groups for files in group.samples)
@@ -97,14 +105,14 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
             batches.state = meta["data"]
             console.print(f"continuing {run.output_dir} from step {newest}")
             export_lora(training, state, only_missing=True)
-        largest = programs[max(programs, key=lambda shape: shape.video.tokens)].result().plan
-        check_fits(largest, device_memory())
-        console.print(summary(largest, device_memory()))
+        plan = programs[largest(groups)].result().plan
+        check_fits(plan, device_memory())
+        console.print(summary(plan, device_memory()))
 
         first_step = int(state.step)
-        logs = open_logs(run, first_step, str(config))
+        logs = open_logs(folder, run.wandb, first_step, str(config))
         rates, peak = curves(run.optimizer), peak_flops(mesh)
-        metrics = Metrics(run, first_step, rates, display, logs, peak)
+        metrics = Metrics(folder, first_step, rates, display, logs, peak)
         rounds = Rounds(
             training, validation, source, prepared, held_out, first_step, display, metrics, logs
         )
@@ -113,19 +121,22 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
         rounds.catch_up(Weights(state.adapters, frozen))
         stopped = interrupt.asked
         try:
-            for step in range(first_step + 1, run.steps + 1):
-                if stopped:
-                    break
-                group, samples, batch = next(batches)
-                program = programs[group.shape].result()
-                state, values = program.run(state, frozen, place_batch(training, batch))
-                paths = [str(sample.files["latents"]) for sample in samples]
-                metrics.add(step, values, paths, program.plan.flops.model)
-                stopped = interrupt.reached(step)
-                if stopped or step == run.steps or is_due(step, run.checkpoint_interval):
-                    save(training, checkpoints, state, batches, mark)
-                if not stopped:
-                    rounds.after(step, Weights(state.adapters, frozen))
+            # What is sent to the devices is sent on purpose: an array that a step takes along by
+            # accident would be sent anew in each of them.
+            with jax.transfer_guard_host_to_device("disallow"):
+                for step in range(first_step + 1, run.steps + 1):
+                    if stopped:
+                        break
+                    group, samples, batch = next(batches)
+                    program = programs[group.shape].result()
+                    state, values = program.run(state, frozen, place_batch(training, batch))
+                    paths = [str(sample.files["latents"]) for sample in samples]
+                    metrics.add(step, values, paths, program.plan.flops.model)
+                    stopped = interrupt.reached(step)
+                    if stopped or is_saved(step, run.steps, run.checkpoint_interval):
+                        save(training, checkpoints, state, batches, mark)
+                    if not stopped:
+                        rounds.after(step, Weights(state.adapters, frozen))
             metrics.close()
         except NotFinite as error:
             save(training, checkpoints, state, batches, mark)
@@ -133,22 +144,22 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
                 f"{run.output_dir}: loss or gradient not finite three steps in a row, not "
                 f"applied: {error}; the state before them is saved as step {int(state.step)}"
             ) from None
-        remove_old(run, checkpoints)
+        remove_old(folder, run.keep_last_n, checkpoints)
     if stopped:
         console.print(f"stopped at step {int(state.step)}; the same command continues")
     else:
-        console.print(f"done: {lora_files.export_path(run.output_dir, run.steps)}")
+        console.print(f"done: {folder.lora(run.steps)}")
 
 
 def dry_run(config: ConfigDict, memory: int | None) -> None:
     """Print what the largest step needs; `memory` is the device's bytes, else what it tells."""
     run, v = settings.read(config), read_validation(config)
-    mesh = sharding.make_mesh(*run.mesh)
+    with about("config: mesh.data x mesh.fsdp"):
+        mesh = sharding.make_mesh(*run.mesh)
     attend = attention if jax.default_backend() == "gpu" else flash_stand_in
     training = prepare_training(run, checkpoint_config(run.model_path), mesh, attend)
     if run.data_root is not None:
-        shapes = (group.shape for group in read_data(run, v.holdout)[0])
-        shape = max(shapes, key=lambda shape: shape.video.tokens)
+        shape = largest(read_data(run, v.holdout)[0])
     else:
         v.check_size(training.layout)
         size = v.width, v.height, v.frames, v.frame_rate
@@ -168,6 +179,16 @@ def read_data(run: Settings, holdout: int = 0) -> tuple[list[ShapeGroup], list[S
     return group_by_shape(samples), held_out
 
 
+def largest(groups: Sequence[ShapeGroup]) -> SampleShape:
+    """The shape of the most latents, whose step takes the most memory."""
+    return max((group.shape for group in groups), key=latents_of)
+
+
+def latents_of(shape: SampleShape) -> int:
+    """Latents of a sample's picture, reference and target."""
+    return shape.video.tokens
+
+
 def continued(
     console: Console, checkpoints: Checkpoints, mark: Mapping[str, str]
 ) -> tuple[int | None, dict[str, Any]]:
@@ -185,7 +206,7 @@ def compile_steps(
     compiler: ThreadPoolExecutor, training: Training, groups: Sequence[ShapeGroup]
 ) -> dict[SampleShape, Future[Program]]:
     """The step of every shape, compiled in the background while weights load; largest first."""
-    shapes = sorted((group.shape for group in groups), key=lambda shape: -shape.video.tokens)
+    shapes = sorted((group.shape for group in groups), key=latents_of, reverse=True)
     return {shape: compiler.submit(compile_step, training, shape) for shape in shapes}
 
 
@@ -207,10 +228,15 @@ def save(
     mark: Mapping[str, str],
 ) -> None:
     """Write the LoRA file and the state of this step; the oldest of both go."""
-    remove_old(training.run, checkpoints)
-    record = {"data": batches.state, "lora": lora_record(training), "fingerprint": dict(mark)}
+    run = training.run
+    remove_old(RunFolder(run.output_dir), run.keep_last_n, checkpoints)
+    meta = {
+        "data": batches.state,
+        "lora": lora_record(training).to_metadata(),
+        "fingerprint": dict(mark),
+    }
     export_lora(training, state)
-    checkpoints.save(state, record)
+    checkpoints.save(state, meta)
 
 
 def command() -> None:

@@ -64,6 +64,13 @@ def spoil(tensors):
     next(iter(tensors.values())).fill(np.nan)
 
 
+def make_wider(tensors):
+    """As for a base model of other widths."""
+    for key, tensor in tensors.items():
+        if "lora_A" in key:
+            tensors[key] = np.concatenate([tensor, tensor], 1)
+
+
 def rename(tensors):
     for key in list(tensors):
         tensors[key.replace("to_", "no_").replace("net", "nit")] = tensors.pop(key)
@@ -103,6 +110,22 @@ def test_bad_input_is_refused_before_sampling(demo, tmp_path, monkeypatch, chang
     with pytest.raises(InputError, match=re.escape(message)):
         dub.main(dub.parse_arguments(arguments(demo, tmp_path, **change(demo, tmp_path))))
     assert not (tmp_path / "out.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (rename, r"'\S+\.no_\w+' matches no module of the model"),
+        (keep_one_block, r"\d+ missing and 0 unexpected tensors \(diffusion_model.*\.1\..*\)"),
+        (make_wider, r"diffusion_model.* is .*: made for another base model"),
+    ],
+)
+def test_a_lora_that_does_not_fit_is_named(demo, tmp_path, change, message):
+    """There is no training here, and no config: the file is what a person can look at."""
+    path = lora(demo, tmp_path, change)
+    with pytest.raises(InputError, match=rf"^{re.escape(str(path))}: {message}") as raised:
+        dub.main(dub.parse_arguments(arguments(demo, tmp_path, lora=path)))
+    assert not re.search(r"\brun\b|config|target|lora\.", str(raised.value)[len(str(path)) :])
 
 
 def test_guidance_flags(demo, tmp_path):

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from justdubit_jax.files import replacing, save_safetensors
+from justdubit_jax.errors import InputError
+from justdubit_jax.files import open_tensors, replacing, save_safetensors
 
 
 def test_tensors_keep_shape_and_order(tmp_path):
@@ -22,3 +24,36 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise RuntimeError
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_opened_is_closed(tmp_path):
+    save_safetensors(tmp_path / "x.safetensors", {"a": np.zeros(2)}, {"key": "value"})
+    with open_tensors(tmp_path / "x.safetensors") as file:
+        assert file.metadata() == {"key": "value"}
+    with pytest.raises(SafetensorError, match="closed"):
+        file.keys()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file; expected a golden file"),
+        (b"no", "not a readable golden file: "),
+        (b"\x00" * 20, "not a readable golden file: "),
+    ],
+)
+def test_files_that_cannot_be_opened_are_named(tmp_path, content, message):
+    path = tmp_path / "x.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=f"^{path}: {message}"), open_tensors(path, "golden file"):
+        raise AssertionError("opened")
+
+
+def test_a_tensor_that_is_not_there_is_named(tmp_path):
+    save_safetensors(tmp_path / "x.safetensors", {"a": np.zeros(2)}, {})
+    with (
+        pytest.raises(InputError, match=r"x\.safetensors: not a readable LoRA file: .*\bb\b"),
+        open_tensors(tmp_path / "x.safetensors", "LoRA file") as file,
+    ):
+        file.get_tensor("b")

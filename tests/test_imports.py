@@ -16,7 +16,7 @@ USES = {
     "models": "",
     "devices": "models",
     "sampling": "models",
-    "weights": "models",
+    "weights": "models files",
     "data": "models files",
     "clips": "models files",
     "lora": "weights models files",

@@ -3,26 +3,25 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers.commands import REPO, run_module
+from helpers.commands import run_module
+from helpers.lines import json_lines
 from helpers.toy import config, export, one_step
 from safetensors import safe_open
-from safetensors.numpy import load_file
 
 from justdubit_jax import train
 from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.layers import Frozen
+from justdubit_jax.models.transformer_config import TransformerConfig
+from justdubit_jax.runs.output import RunFolder
 from justdubit_jax.training import settings
-from justdubit_jax.training.prepare import prepare_training
+from justdubit_jax.training.prepare import first_state, prepare_training
 from justdubit_jax.weights.checkpoint import open_checkpoint
 
 
@@ -47,7 +46,8 @@ def test_eight_devices_give_the_step_of_one(demo, tmp_path, single, monkeypatch,
 
 def test_the_base_is_frozen_by_type(demo, tmp_path):
     run = settings.read(config(demo, tmp_path))
-    model, matched = lora.adapted_model(open_checkpoint(run.model_path).config, run.lora)
+    transformer = TransformerConfig.from_metadata(open_checkpoint(run.model_path).config)
+    model, matched = lora.adapted_model(transformer, run.lora)
     kinds = {type(v) for _, v in nnx.to_flat_state(nnx.state(model))}
     assert kinds == {Frozen, nnx.LoRAParam}
     assert {target: len(names) for target, names in matched.items()} == {
@@ -83,14 +83,14 @@ def test_continuing_is_bit_equal_to_not_stopping(demo, finished, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(finished, output)
     shutil.rmtree(output / "state/4")
-    lora_files.export_path(output, 4).unlink()
+    RunFolder(output).lora(4).unlink()
     train.main(config(demo, output, *SHORT, "--config.lora.dropout=0.1"))
     want, got = export(finished, 4), export(output, 4)
     assert want.keys() == got.keys()
     assert all((want[key] == got[key]).all() for key in want)
     lines = (output / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line) for line in lines]
-    losses = [r["loss"] for r in map(json.loads, (finished / "metrics.jsonl").open())]
+    losses = [r["loss"] for r in json_lines(finished / "metrics.jsonl")]
     assert [r["step"] for r in steps] == [1, 2, 3, 4]
     assert [r["loss"] for r in steps] == losses
 
@@ -98,35 +98,21 @@ def test_continuing_is_bit_equal_to_not_stopping(demo, finished, tmp_path):
 def test_a_finished_run_started_again_does_nothing(demo, finished, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(finished, output)
-    before = lora_files.export_path(output, 4).stat().st_mtime_ns
+    before = RunFolder(output).lora(4).stat().st_mtime_ns
     train.main(config(demo, output, *SHORT, "--config.lora.dropout=0.1"))
-    assert lora_files.export_path(output, 4).stat().st_mtime_ns == before
+    assert RunFolder(output).lora(4).stat().st_mtime_ns == before
 
 
 def test_a_lora_file_lost_in_a_crash_is_written_again(demo, finished, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(finished, output)
-    lora_files.export_path(output, 4).unlink()
+    RunFolder(output).lora(4).unlink()
     train.main(config(demo, output, *SHORT, "--config.lora.dropout=0.1"))
     assert export(output, 4).keys() == export(finished, 4).keys()
 
 
-def test_export_of_an_earlier_step_equals_the_one_made_then(finished, tmp_path):
-    out = tmp_path / "x.safetensors"
-    tool = [sys.executable, "tools/export_lora.py"]
-    command = [*tool, "--run", str(finished), "--step", "2", "--out", str(out)]
-    subprocess.run(command, check=True, cwd=REPO, capture_output=True)
-    want, got = export(finished, 2), load_file(out)
-    assert want.keys() == got.keys() and all((want[key] == got[key]).all() for key in want)
-    with (
-        safe_open(out, "numpy") as ours,
-        safe_open(lora_files.export_path(finished, 2), "numpy") as then,
-    ):
-        assert ours.metadata() == then.metadata()
-
-
 def test_the_file_says_what_it_was_trained_with(finished):
-    with safe_open(lora_files.export_path(finished, 4), framework="numpy") as file:
+    with safe_open(RunFolder(finished).lora(4), framework="numpy") as file:
         metadata = file.metadata()
         dtypes = {file.get_tensor(k).dtype for k in file.keys()}  # noqa: SIM118
     assert metadata["cross_timestep"] == "own"
@@ -167,7 +153,7 @@ def test_a_run_with_moments_of_bytes_and_another_schedule(demo, tmp_path):
         "--config.optimization.warmup_steps=2",
     )
     train.main(config(demo, tmp_path / "out", *flags))
-    records = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").open()]
+    records = json_lines(tmp_path / "out/metrics.jsonl")
     rates = [record["learning_rate"]["default"] for record in records]
     assert rates == pytest.approx([5e-3 / 2, 5e-4])
     assert export(tmp_path / "out", 2)
@@ -179,8 +165,8 @@ def test_a_run_with_moments_of_bytes_and_another_schedule(demo, tmp_path):
         ("training_strategy.name=text_to_video", "is 'text_to_video', expected 'justdubit'"),
         ("validation.enable_cross_attention_masking=False", "as training_strategy's"),
         ("data.preprocessed_data_root=", "expected --config.data.preprocessed_data_root=PATH"),
-        ("lora.target_modules=('to_x',)", "'to_x' matches no module"),
-        ("mesh.data=3", "mesh.data x mesh.fsdp is 3 x 3"),
+        ("lora.target_modules=('to_x',)", "config: lora.target_modules: 'to_x' matches no module"),
+        ("mesh.data=3", "config: mesh.data x mesh.fsdp: 3 x 3 devices do not fit in the 8"),
         ("training_strategy.mask_config.mask_dir=nomasks", "nomasks/clips"),
     ],
 )
@@ -189,6 +175,33 @@ def test_configs_that_are_refused(demo, tmp_path, flag, message):
     with pytest.raises(InputError, match=re.escape(message)):
         train.main(config(demo, tmp_path / "out", f"--config.{flag}", *more))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "config: model.load_checkpoint: {folder}: no *step_*.safetensors"),
+        (
+            ("--config.lora.rank=4",),
+            "config: model.load_checkpoint, for lora.rank and lora.target_modules: {file}: ",
+        ),
+        (
+            ("--config.lora.target_modules=('to_q',)",),
+            "config: model.load_checkpoint, for lora.rank and lora.target_modules: {file}: 0 miss",
+        ),
+    ],
+)
+def test_a_lora_file_that_does_not_fit_is_named_with_its_key(demo, tmp_path, flags, message):
+    (tmp_path / "empty").mkdir()
+    file = RunFolder(demo / "run").lora(60)
+    given = file if flags else tmp_path / "empty"
+    flags += (f"--config.model.load_checkpoint={given}",)
+    run = settings.read(config(demo, tmp_path / "out", *flags))
+    source = open_checkpoint(run.model_path).config
+    training = prepare_training(run, source, sharding.make_mesh(1, 1))
+    message = message.format(folder=tmp_path / "empty", file=file)
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        first_state(training)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Write the LoRA file of any saved step of a training run.
+"""Write the LoRA file of any saved step of a training run, which may be under way.
 
   python tools/export_lora.py --run OUTPUT [--step N] [--mean] [--out FILE] [--precision bfloat16]
 
@@ -6,6 +6,7 @@ The same file as training writes to OUTPUT/checkpoints/.
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -13,21 +14,24 @@ import jax.numpy as jnp
 from justdubit_jax import cli
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import files as lora_files
+from justdubit_jax.lora.record import LoRARecord
+from justdubit_jax.runs.output import RunFolder
 from justdubit_jax.runs.state import Checkpoints
 
 
 def main() -> None:
     args = parse_arguments()
-    state = args.run / "state"
-    if not state.is_dir():
-        raise InputError(f"{args.run}: not a training run: state/ is missing")
-    checkpoints = Checkpoints(state)
-    if not checkpoints.steps:
-        raise InputError(f"{state}: no complete step")
-    step = checkpoints.steps[-1] if args.step is None else args.step
-    adapters = checkpoints.adapters(step, args.mean)
-    out = args.out or lora_files.export_path(args.run, step, args.mean)
-    metadata = {**checkpoints.meta(step)["lora"], "step": str(step)}
+    folder = RunFolder(args.run)
+    if not folder.state.is_dir():
+        raise InputError(f"{args.run}: not a training run: {folder.state.name}/ is missing")
+    with Checkpoints(folder.state, read_only=True) as checkpoints:
+        if not checkpoints.steps:
+            raise InputError(f"{folder.state}: no complete step")
+        step = checkpoints.steps[-1] if args.step is None else args.step
+        adapters = checkpoints.adapters(step, args.mean)
+        record = LoRARecord.from_metadata(checkpoints.meta(step)["lora"], folder.state / str(step))
+    metadata = dataclasses.replace(record, step=step).to_metadata()
+    out = args.out or folder.lora(step, args.mean)
     lora_files.write_file(out, adapters, jnp.dtype(args.precision), metadata)
     print(out)
 

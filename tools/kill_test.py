@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 
 from justdubit_jax import cli
 from justdubit_jax.errors import InputError
-from justdubit_jax.lora import files as lora_files
+from justdubit_jax.runs.output import RunFolder
 
 REPO = Path(__file__).parents[1]
 EVERY = 3  # steps between checkpoints
@@ -111,26 +111,25 @@ def finish(run: subprocess.Popen[str]) -> None:
 
 def reached(output: Path) -> str:
     """Where a killed training stood."""
-    state = output / "state"
-    saved = sorted(int(p.name) for p in state.glob("*") if p.name.isdigit())
-    metrics = output / "metrics.jsonl"
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    folder = RunFolder(output)
+    saved = sorted(int(p.name) for p in folder.state.glob("*") if p.name.isdigit())
+    lines = folder.metrics.read_text().splitlines() if folder.metrics.exists() else []
     return f"{len(lines)} steps logged, {saved[-1] if saved else 'none'} saved"
 
 
 def check(calm: Path, killed: Path, steps: int) -> None:
     """Raises InputError if the final files or the logged losses differ."""
     for mean in (False, True):
-        a, b = (lora_files.export_path(folder, steps, mean) for folder in (calm, killed))
+        a, b = (RunFolder(folder).lora(steps, mean) for folder in (calm, killed))
         left, right = load_file(a), load_file(b)
         if left.keys() != right.keys() or any((left[k] != right[k]).any() for k in left):
             raise InputError(f"{b}: differs from {a}")
     losses = [
-        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        [json.loads(line)["loss"] for line in RunFolder(folder).metrics.read_text().splitlines()]
         for folder in (calm, killed)
     ]
     if losses[0] != losses[1]:
-        raise InputError(f"{killed / 'metrics.jsonl'}: other losses than the undisturbed run's")
+        raise InputError(f"{RunFolder(killed).metrics}: other losses than the undisturbed run's")
 
 
 def parse_arguments() -> argparse.Namespace:

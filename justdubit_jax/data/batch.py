@@ -47,7 +47,7 @@ class MicroBatches(NamedTuple):
     face_mask: Float[Array, "m b t"] | None
 
     @property
-    def count(self) -> int:
+    def parts(self) -> int:
         return self.video.target.shape[0]
 
 

@@ -3,15 +3,15 @@
 The files of a sample have the same relative name in all of them.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from justdubit_jax.errors import InputError
-from justdubit_jax.files import save_safetensors
+from justdubit_jax.files import open_tensors, save_safetensors
 
 
 def metadata_of(output: Path, name: str) -> dict[str, str]:
@@ -19,7 +19,7 @@ def metadata_of(output: Path, name: str) -> dict[str, str]:
 
 
 def read(path: Path, tensor: str) -> tuple[np.ndarray, dict[str, str]]:
-    with safe_open(path, framework="numpy") as file:
+    with open_tensors(path, "sample") as file:
         return file.get_tensor(tensor), file.metadata()
 
 
@@ -50,12 +50,12 @@ TENSORS = {
 }
 
 
-def open_sample_file(path: Path, role: str) -> Any:
-    try:
-        file = safe_open(path, framework="numpy")
-        missing = [t for t in TENSORS[role] if t not in file.keys()]  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: not a readable sample: {error}") from None
-    if missing:
-        raise InputError(f"{path}: no tensor {missing[0]!r}; was it written by preprocess?")
-    return file
+@contextlib.contextmanager
+def open_sample_file(path: Path, role: str) -> Iterator[safe_open]:
+    """A sample's file of a role, open inside the context. Raises InputError if it is no such."""
+    with open_tensors(path, "sample") as file:
+        names = file.keys()
+        for tensor in TENSORS[role]:
+            if tensor not in names:
+                raise InputError(f"{path}: no tensor {tensor!r}; was it written by preprocess?")
+        yield file

@@ -71,8 +71,8 @@ def _read_shape(sample: SampleFiles) -> SampleShape:
     """A sample's sizes, from the headers of its files."""
     shapes: dict[str, list[tuple[int, ...]]] = {}
     for role, path in sample.files.items():
-        file = open_sample_file(path, role)
-        shapes[role] = [tuple(file.get_slice(name).get_shape()) for name in TENSORS[role]]
+        with open_sample_file(path, role) as file:
+            shapes[role] = [tuple(file.get_slice(name).get_shape()) for name in TENSORS[role]]
     (channels, *grid), *_ = shapes["latents"]
     if "masks" in shapes and (mask := shapes["masks"][0]) != tuple(grid):
         raise InputError(
@@ -97,10 +97,11 @@ def read_sample(sample: SampleFiles, layout: Layout) -> Sample:
     arrays: dict[str, dict[str, Any]] = {}
     fps = 0.0
     for role, path in sample.files.items():
-        file = open_sample_file(path, role)
-        arrays[role] = {t: file.get_tensor(t).astype(np.float32) for t in TENSORS[role]}
+        with open_sample_file(path, role) as file:
+            arrays[role] = {t: file.get_tensor(t).astype(np.float32) for t in TENSORS[role]}
+            metadata = file.metadata() or {}
         if role == "latents":
-            fps = float((file.metadata() or {}).get("fps", 0))
+            fps = float(metadata.get("fps", 0))
             if not fps > 0:
                 raise InputError(f"{path}: no fps in the file's metadata")
     clips = [arrays[role]["latents"] for role in ("reference_latents", "latents")]

@@ -5,7 +5,6 @@ preprocesses, trains and exports with the same commands as for the real files. A
 anew and removes only what the first made.
 """
 
-import contextlib
 import json
 import shlex
 import shutil
@@ -14,15 +13,15 @@ from pathlib import Path
 
 import jax
 from rich.console import Console
-from safetensors import safe_open
 
 from justdubit_jax import cli, dub, preprocess, train
 from justdubit_jax.data import precomputed
 from justdubit_jax.demo.assets import GEMMA_TEXT_CONFIG, make_dataset, make_gemma
 from justdubit_jax.demo.checkpoint import make_checkpoint
 from justdubit_jax.devices import sharding
+from justdubit_jax.files import open_tensors
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.lora import files as lora_files
+from justdubit_jax.runs.output import RunFolder
 from justdubit_jax.runs.state import Checkpoints
 from justdubit_jax.training import settings
 from justdubit_jax.training.prepare import load_base, prepare_training
@@ -33,7 +32,9 @@ CONFIG = Path(__file__).parents[2] / "configs" / "demo.py"
 SAMPLES = 4
 BUCKET = "96x64x25"
 
-# Everything that a run leaves below its workdir; `**` where a library names the files.
+RUN = RunFolder(Path("run"))  # below the workdir
+
+# Everything that the demo leaves below its workdir; `**` where a library names the files.
 _MADE = (
     "assets/ltx-2-tiny.safetensors",
     *(f"assets/gemma/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")),
@@ -44,13 +45,10 @@ _MADE = (
         f"dataset/.precomputed/{role}/clips/[0-9]*_media.safetensors"
         for role in precomputed.TENSORS
     ),
-    "run/state/**",
-    "run/checkpoints/lora_weights_step_*.safetensors",
-    *(f"run/{name}.jsonl" for name in ("metrics", "validation")),
-    "run/samples/step_*",
-    "run/samples/loss.png",
-    "run/contexts/*.safetensors",
-    "run/tensorboard/events*",
+    f"{RUN.state}/**",
+    *map(str, (RUN.any_lora, RUN.metrics, RUN.validation, RUN.any_sample, RUN.loss_picture)),
+    f"{RUN.contexts}/*.safetensors",
+    f"{RUN.tensorboard}/events*",
     "dubbed.mp4",
 )
 
@@ -61,7 +59,7 @@ def main(workdir: Path) -> None:
     started = time.perf_counter()
     remove_made(workdir)
     checkpoint, gemma = workdir / "assets" / "ltx-2-tiny.safetensors", workdir / "assets" / "gemma"
-    dataset, run_dir = workdir / "dataset" / "dataset.json", workdir / "run"
+    dataset, run_dir = workdir / "dataset" / "dataset.json", workdir / RUN.path
     precomputed = dataset.parent / ".precomputed"
 
     console.print("[bold]1. A toy checkpoint, a toy text encoder and a data set")
@@ -95,7 +93,7 @@ def main(workdir: Path) -> None:
     train.main(config)
 
     run = settings.read(config)
-    path = lora_files.export_path(run_dir, run.steps)
+    path = RunFolder(run_dir).lora(run.steps)
     dub_arguments = [
         *("--video", str(reference), "--prompt", caption, "--lora", str(path)),
         *("--model-path", str(checkpoint), "--text-encoder-path", str(gemma)),
@@ -105,7 +103,7 @@ def main(workdir: Path) -> None:
     dub.main(dub.parse_arguments(dub_arguments))
 
     before, after = losses(run)
-    with safe_open(path, framework="numpy") as file:
+    with open_tensors(path, "LoRA file") as file:
         tensors = len(file.keys())
     console.print("[bold]Done[/] in", f"{time.perf_counter() - started:.0f} s")
     console.print(f"  checkpoint    {checkpoint}\n  text encoder  {gemma}")
@@ -124,7 +122,7 @@ def losses(run: settings.Settings) -> list[dict[str, float]]:
     source, mesh = open_checkpoint(run.model_path), sharding.make_mesh(1, 1)
     training = prepare_training(run, source.config, mesh)
     frozen = load_base(training, source)
-    with contextlib.closing(Checkpoints(run.output_dir / "state")) as checkpoints:
+    with Checkpoints(RunFolder(run.output_dir).state, read_only=True) as checkpoints:
         trained = checkpoints.adapters(run.steps)
     untrained = lora.init(training.abstract.adapters, jax.random.key(run.seed))
     groups, _ = train.read_data(run)

@@ -17,14 +17,14 @@ _SMALLEST_SHARDED = 2**18
 def make_mesh(data: int, fsdp: int) -> Mesh:
     """Mesh with axes "data" and "fsdp"; data = -1 takes all devices that fsdp leaves.
 
-    Axis types are Auto: XLA propagates the shardings of the arguments (jax.make_mesh's default,
-    Explicit, refuses contractions over a sharded axis).
+    Raises InputError if there are fewer devices. Axis types are Auto: XLA propagates the shardings
+    of the arguments (jax.make_mesh's default, Explicit, refuses contractions over a sharded axis).
     """
     count = jax.device_count()
     if data == -1:
         data = count // fsdp
     if data < 1 or data * fsdp > count:
-        raise InputError(f"config: mesh.data x mesh.fsdp is {data} x {fsdp}, devices: {count}")
+        raise InputError(f"{data} x {fsdp} devices do not fit in the {count} that there are")
     devices = jax.devices()[: data * fsdp]
     types = (AxisType.Auto,) * 2
     return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=types, devices=devices)
@@ -84,19 +84,22 @@ def execution(mesh: Mesh, remat: Remat = "none", attend: Attend = attention) -> 
     return Execution(remat, gather(mesh), by_sample(mesh), attend)
 
 
-def weight(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
-    """A weight, adapter or moment: its first divisible axis over "fsdp", never the block axis.
+def weight(
+    mesh: Mesh, shape: tuple[int, ...], *, stacked: bool, whole_rows: bool = False
+) -> NamedSharding:
+    """A weight, adapter or moment: its first divisible axis over "fsdp".
 
     The first, so output channels: they are contiguous on disk, quantized bytes lie beside their
-    scales, and a gathered block has the layout that its parts have. Quantized rows are not cut.
+    scales, and a gathered block has the layout that its parts have. `stacked` is true of an array
+    with a leading block axis, which is never cut: a loop over the blocks takes one at a time. With
+    `whole_rows`, for quantized bytes and their scales, the last axis is not cut either.
     """
     shards = mesh.shape["fsdp"]
-    first = 1 if path.startswith("blocks.") else 0
-    last = len(shape) - 1 if path.endswith((".values", ".scales")) else len(shape)
-    axes = [axis for axis in range(first, last) if shape[axis] % shards == 0]
-    if shards == 1 or not axes or np.prod(shape) < _SMALLEST_SHARDED:
+    axes = range(int(stacked), len(shape) - int(whole_rows))
+    divisible = [axis for axis in axes if shape[axis] % shards == 0]
+    if shards == 1 or not divisible or np.prod(shape) < _SMALLEST_SHARDED:
         return replicated(mesh)
-    return NamedSharding(mesh, PartitionSpec(*[None] * axes[0], "fsdp"))
+    return NamedSharding(mesh, PartitionSpec(*[None] * divisible[0], "fsdp"))
 
 
 def shortened(place: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,7 +17,8 @@ from justdubit_jax.clips.fit import fit_clip, fit_image
 from justdubit_jax.clips.read import read_audio
 from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.latents.audio import audio_decoder, audio_encoder
-from justdubit_jax.latents.shapes import Frames, LatentPair, Latents, Sound
+from justdubit_jax.latents.shapes import Contexts, Frames, LatentPair, Latents, Sound
+from justdubit_jax.latents.text import text_encoder
 from justdubit_jax.latents.tiling import default_tiling
 from justdubit_jax.latents.video import video_decoder, video_encoder
 from justdubit_jax.weights.checkpoint import Checkpoint
@@ -37,8 +39,8 @@ class Job:
 
 def clip_job(
     checkpoint: Checkpoint,
-    clip: Path,
-    image: Path | None = None,
+    clip: str | Path,
+    image: str | Path | None = None,
     *,
     frame_rate: Fraction | None = None,
     height: int | None = None,
@@ -94,6 +96,41 @@ def encode_jobs(checkpoint: Checkpoint, jobs: Sequence[Job]) -> list[Encoded]:
         )
         for job in jobs
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One clip to sample: its job, encoded; the contexts of its prompt and, for guidance, of the
+    negative prompt; and the seed of its noise."""
+
+    job: Job
+    encoded: Encoded
+    prompt: Contexts
+    negative: Contexts | None
+    seed: int
+
+    @property
+    def shapes(self) -> tuple[Any, ...]:
+        """What requests have in common that can stand in one batch."""
+        parts = self.encoded.reference, self.encoded.sound, self.encoded.image
+        size = self.job.frames, self.job.height, self.job.width
+        return *size, *(None if x is None else x.shape for x in parts)
+
+
+def make_request(
+    checkpoint: Checkpoint,
+    job: Job,
+    gemma: str | Path,
+    prompt: str,
+    negative: str | None = None,
+    seed: int = 0,
+) -> Request:
+    """A job and its prompts, encoded one model after the other; `negative` where cfg is on."""
+    encode_text = text_encoder(checkpoint, Path(gemma), default_dtype())
+    contexts = [encode_text([text])[0] for text in (prompt, negative) if text is not None]
+    del encode_text
+    (encoded,) = encode_jobs(checkpoint, [job])
+    return Request(job, encoded, contexts[0], contexts[1] if negative is not None else None, seed)
 
 
 def decode_samples(

@@ -17,8 +17,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from justdubit_jax.devices import processes, sharding
-from justdubit_jax.dubbing.job import Encoded, Job
-from justdubit_jax.latents.shapes import Contexts, LatentPair, Latents
+from justdubit_jax.dubbing.job import Job, Request
+from justdubit_jax.latents.shapes import LatentPair, Latents
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models import tokens
 from justdubit_jax.models.tokens import Layout
@@ -31,25 +31,6 @@ Conditions = tuple[Conditioned, Conditioned]  # of video, of audio
 Loop = Callable[[lora.Weights, Conditions, TokenPair, np.ndarray], TokenPair]
 
 _STEPS_A_CALL = 5  # at most: seconds, so that a person sees it move
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One clip to sample: its job, encoded; the contexts of its prompt and, for guidance, of the
-    negative prompt; and the seed of its noise."""
-
-    job: Job
-    encoded: Encoded
-    prompt: Contexts
-    negative: Contexts | None
-    seed: int
-
-    @property
-    def shapes(self) -> tuple[Any, ...]:
-        """What requests have in common that can stand in one batch."""
-        parts = self.encoded.reference, self.encoded.sound, self.encoded.image
-        size = self.job.frames, self.job.height, self.job.width
-        return *size, *(None if x is None else x.shape for x in parts)
 
 
 class Sampler:
@@ -67,7 +48,7 @@ class Sampler:
         mesh: Mesh,
         settings: SamplingSettings,
         steps: int,
-        batched: bool | None,
+        batched: bool | None = None,
     ):
         settings.check(config.layers)
         execution = sharding.execution(mesh)
@@ -79,7 +60,7 @@ class Sampler:
         self,
         weights: lora.Weights,
         requests: Sequence[Request],
-        show: Callable[[int], None],
+        show: Callable[[int], None] = lambda done: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> list[tuple[int, LatentPair]] | None:
         """Number and latents of those requests that this process's devices take.
@@ -180,9 +161,9 @@ def compiled_loop(graphdef: nnx.GraphDef, settings: SamplingSettings, mesh: Mesh
 
 
 def target_latents(
-    job: Job, sampled: TokenPair, conditions: Conditions, layout: Layout
+    job: Job, sampled: Sequence[np.ndarray], conditions: Conditions, layout: Layout
 ) -> LatentPair:
-    """The target part of sampled tokens as latents [c, f, y, x] and [c, t, m]."""
+    """The target part of sampled tokens, of video and audio, as latents [c, f, y, x], [c, t, m]."""
     video, audio = (
         np.array(x[:, stream.reference.shape[1] :])
         for x, stream in zip(sampled, conditions, strict=True)

@@ -9,14 +9,13 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from safetensors import safe_open
 
 from justdubit_jax.data import precomputed
+from justdubit_jax.devices import processes
 from justdubit_jax.devices.choose import default_dtype
-from justdubit_jax.files import save_safetensors
+from justdubit_jax.files import open_tensors, save_safetensors
 from justdubit_jax.latents.shapes import Contexts
 from justdubit_jax.latents.text import text_encoder
 from justdubit_jax.weights.checkpoint import Checkpoint
@@ -29,7 +28,7 @@ def cached_contexts(
     stamp = f"{_stamp(model_path)} {_stamp(gemma)} {np.dtype(default_dtype())}"
     files = {p: cache / f"{_hash(stamp, p)}.safetensors" for p in dict.fromkeys(prompts)}
     missing = [prompt for prompt, file in files.items() if not file.exists()]
-    if missing and jax.process_index() == 0:
+    if missing and processes.is_first():
         encoder = text_encoder(checkpoint, gemma, default_dtype())
         for prompt in missing:
             tensors = dict(
@@ -45,7 +44,7 @@ def cached_contexts(
 
 
 def _read(path: Path) -> Contexts:
-    with safe_open(path, framework="numpy") as file:
+    with open_tensors(path, "cached prompt") as file:
         video, audio = (file.get_tensor(name) for name in precomputed.TENSORS["conditions"])
     return video, audio
 

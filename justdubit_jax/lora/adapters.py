@@ -1,7 +1,7 @@
 """LoRA adapters in a model: where they go, how they start, how a model is split and merged."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,12 +10,11 @@ import numpy as np
 from flax import nnx
 
 from justdubit_jax.errors import InputError
+from justdubit_jax.lora.dialects import module_name
 from justdubit_jax.models.layers import Linear, LoRA
 from justdubit_jax.models.transformer import Transformer
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.weights.keys import TRANSFORMER
-
-_MODEL_PREFIX = "model.diffusion_model."
 
 # A and B of every adapted linear by parameter path ("blocks.video.attn1.to_q.lora.A"): arrays, or
 # their shapes, or gradients.
@@ -56,8 +55,8 @@ def attach(model: nnx.Module, config: LoRAConfig) -> dict[str, list[str]]:
             hits = [n for n in names if n == target or n.endswith("." + target)]
             if 0 < len(hits) < len(names):
                 raise InputError(
-                    f"lora.target_modules: {target!r} matches {hits[0]} but not {names[-1]}; "
-                    "a target must match the same module in all blocks"
+                    f"{target!r} matches {hits[0]} but not {names[-1]}; "
+                    "expected the same module in all blocks"
                 )
             names_of_target += hits
             if hits and linear.lora is None:
@@ -67,19 +66,21 @@ def attach(model: nnx.Module, config: LoRAConfig) -> dict[str, list[str]]:
                 linear.lora = LoRA(a, b, config.alpha / config.rank, config.dropout)
     for target, names in matched.items():
         if not names:
-            raise InputError(f"lora.target_modules: {target!r} matches no module")
+            raise InputError(f"{target!r} matches no module of the model")
     return matched
 
 
 def adapted_model(
-    config: Mapping[str, Any], adapter: LoRAConfig
+    config: TransformerConfig, adapter: LoRAConfig
 ) -> tuple[Transformer, dict[str, list[str]]]:
-    """An abstract transformer with its adapters, and which modules each target matched."""
-    transformer_config = TransformerConfig.from_metadata(dict(config))
+    """An abstract transformer with its adapters, and which modules each target matched.
+
+    Raises InputError as `attach` does.
+    """
     matched: dict[str, list[str]] = {}
 
     def build() -> Transformer:
-        model = Transformer(transformer_config)
+        model = Transformer(config)
         matched.update(attach(model, adapter))
         return model
 
@@ -97,16 +98,6 @@ def init(shapes: Mapping[str, Any], key: jax.Array) -> Adapters:
         else:
             adapters[path] = jnp.zeros(leaf.shape, jnp.float32)
     return adapters
-
-
-def names(path: str, shape: Sequence[int]) -> list[str]:
-    """The reference's module name and leaf of every block in a stacked adapter leaf.
-
-    "blocks.video.attn1.to_q.lora.A" -> ["transformer_blocks.0.attn1.to_q.lora_A", ...].
-    """
-    module, _, leaf = path.rpartition(".lora.")
-    layers = range(shape[0]) if TRANSFORMER.is_stacked(f"{module}.weight") else [None]
-    return [f"{_module_name(module, layer)}.lora_{leaf}" for layer in layers]
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Adapters, Any]:
@@ -147,11 +138,7 @@ def _linears(model: nnx.Module) -> Iterator[tuple[str, Linear]]:
 
 
 def _module_names(path: str, linear: Linear) -> list[str]:
-    if not TRANSFORMER.is_stacked(f"{path}.weight"):
-        return [_module_name(path, None)]
-    return [_module_name(path, layer) for layer in range(linear.weight.shape[0])]
-
-
-def _module_name(path: str, layer: int | None) -> str:
-    key = TRANSFORMER.key(f"{path}.weight", layer)
-    return key.removeprefix(_MODEL_PREFIX).removesuffix(".weight")
+    """The reference's names of a linear, one for each block."""
+    stacked = TRANSFORMER.is_stacked(f"{path}.weight")
+    layers = range(linear.weight.shape[0]) if stacked else [None]
+    return [module_name(path, layer) for layer in layers]

@@ -4,7 +4,6 @@
 block although ours are stacked.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from jax.typing import DTypeLike
 
 from justdubit_jax.errors import InputError
-from justdubit_jax.files import save_safetensors
-from justdubit_jax.lora.adapters import Adapters, LoRAConfig, names
-from justdubit_jax.weights.keys import TRANSFORMER
+from justdubit_jax.files import open_tensors, save_safetensors
+from justdubit_jax.lora.adapters import Adapters, LoRAConfig
+from justdubit_jax.lora.dialects import COMFY, Dialect, blocks, name_in_block
+from justdubit_jax.lora.record import LoRARecord
+from justdubit_jax.weights.checkpoint import some_of
 
 
 def newest_lora(path: Path) -> Path:
@@ -26,11 +27,8 @@ def newest_lora(path: Path) -> Path:
         return path
     files = [p for p in path.rglob("*step_*.safetensors") if p.stem.rpartition("_")[2].isdigit()]
     if not files:
-        raise InputError(f"config: model.load_checkpoint: {path} has no *step_*.safetensors")
+        raise InputError(f"{path}: no *step_*.safetensors in this folder")
     return max(files, key=lambda p: int(p.stem.rpartition("_")[2]))
-
-
-FILE_PREFIX = "diffusion_model."
 
 
 def config_of(path: Path) -> LoRAConfig:
@@ -39,61 +37,56 @@ def config_of(path: Path) -> LoRAConfig:
     Alpha is the file's metadata's, else the rank. Raises InputError if the file is no LoRA of this
     kind, or has adapters of several ranks.
     """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: not a readable LoRA file: {error}") from None
-    suffix = ".lora_A.weight"
-    downs = {key: shape[0] for key, shape in shapes.items() if key.endswith(suffix)}
-    if not downs or not all(key.startswith(FILE_PREFIX) for key in downs):
-        raise InputError(f"{path}: no {FILE_PREFIX}*{suffix}; expected a LoRA in ComfyUI form")
-    ranks = sorted(set(downs.values()))
+    with open_tensors(path, "LoRA file") as file:
+        metadata = file.metadata() or {}
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    targets, ranks = set(), set()
+    for key, shape in shapes.items():
+        if (place := COMFY.path(key)) is None:
+            raise InputError(
+                f"{path}: {key}: expected a LoRA in {COMFY.name} form, {COMFY.pattern}"
+            )
+        our_path, layer = place
+        if our_path.endswith(".A"):
+            targets.add(name_in_block(our_path, layer))
+            ranks.add(shape[0])
+    if not ranks:
+        raise InputError(f"{path}: no adapters; expected a LoRA in {COMFY.name} form")
     if len(ranks) > 1:
-        raise InputError(f"{path}: adapters of ranks {', '.join(map(str, ranks))}; expected one")
-    modules = {key.removeprefix(FILE_PREFIX).removesuffix(suffix) for key in downs}
-    targets = {re.sub(r"^transformer_blocks\.\d+\.", "", module) for module in modules}
-    alpha = float(metadata.get("alpha", ranks[0]))
-    return LoRAConfig(ranks[0], alpha, 0.0, tuple(sorted(targets)))
+        several = ", ".join(map(str, sorted(ranks)))
+        raise InputError(f"{path}: adapters of ranks {several}; expected one")
+    rank = ranks.pop()
+    alpha = LoRARecord.from_metadata(metadata, path).alpha
+    return LoRAConfig(rank, rank if alpha is None else alpha, 0.0, tuple(sorted(targets)))
 
 
-def file_tensors(adapters: Mapping[str, Any]) -> dict[str, Any]:
+def file_tensors(adapters: Mapping[str, Any], dialect: Dialect = COMFY) -> dict[str, Any]:
     """Adapters (arrays or shapes) as the tensors of a LoRA file, one per block."""
-    tensors = {}
-    for path, leaf in adapters.items():
-        leaf_names = [f"{FILE_PREFIX}{name}.weight" for name in names(path, leaf.shape)]
-        stacked = TRANSFORMER.is_stacked(f"{path.rpartition('.lora.')[0]}.weight")
-        for i, name in enumerate(leaf_names):
-            if isinstance(leaf, jax.ShapeDtypeStruct):
-                shape = leaf.shape[1:] if stacked else leaf.shape
-                tensors[name] = jax.ShapeDtypeStruct(shape, leaf.dtype)
-            else:
-                tensors[name] = leaf[i] if stacked else leaf
+    tensors = {
+        dialect.key(path, layer): _block(leaf, layer)
+        for path, leaf in adapters.items()
+        for layer in blocks(path, leaf.shape)
+    }
     return dict(sorted(tensors.items()))
 
 
-def export_path(output_dir: Path, step: int, mean: bool = False) -> Path:
-    """OUTPUT/checkpoints/lora_weights_step_00250.safetensors, as the torch trainer names it.
-
-    The running mean's file ends with _ema.safetensors.
-    """
-    name = f"lora_weights_step_{step:05d}{'_ema' if mean else ''}.safetensors"
-    return output_dir / "checkpoints" / name
-
-
-def step_of(path: Path) -> int:
-    """The step of a file that `export_path` named."""
-    return int(path.stem.removesuffix("_ema").rpartition("_")[2])
+def _block(leaf: Any, layer: int | None) -> Any:
+    if layer is None:
+        return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+    return leaf[layer]
 
 
-def write_file(path: Path, adapters: Adapters, dtype: Any, metadata: Mapping[str, str]) -> None:
+def write_file(
+    path: str | Path, adapters: Adapters, dtype: DTypeLike, metadata: Mapping[str, str]
+) -> None:
     """Write adapters as a LoRA file, atomically. Raises InputError if one is not finite."""
     tensors = file_tensors({name: np.asarray(leaf) for name, leaf in adapters.items()})
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise InputError(f"{path}: not written: {name} is not finite")
-    save_safetensors(path, {n: t.astype(dtype) for n, t in tensors.items()}, metadata)
+    save_safetensors(Path(path), {n: t.astype(dtype) for n, t in tensors.items()}, metadata)
 
 
 def read_file(path: Path, shapes: Mapping[str, Any]) -> Adapters:
@@ -101,28 +94,36 @@ def read_file(path: Path, shapes: Mapping[str, Any]) -> Adapters:
 
     Raises InputError if the file is not a LoRA of exactly these modules, rank and shapes.
     """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: not a readable LoRA file: {error}") from None
+    with open_tensors(path, "LoRA file") as file:
+        found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     wanted = file_tensors(shapes)
-    missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    if missing or unexpected:
-        first = ", ".join((missing + unexpected)[:2])
-        raise InputError(
-            f"{path}: {len(missing)} missing and {len(unexpected)} unexpected tensors for "
-            f"lora.target_modules of this run ({first}, …)"
-        )
-    for key, leaf in wanted.items():
-        if found[key].shape != leaf.shape:
-            got, want = list(found[key].shape), list(leaf.shape)
-            raise InputError(f"{path}: {key} is {got}, expected {want} (lora.rank of this run)")
-        if not np.isfinite(found[key].astype(np.float32)).all():
-            raise InputError(f"{path}: {key} is not finite")
+    _check_names(path, found, wanted)
     adapters = {}
     for our_path, leaf in shapes.items():
-        leaf_names = [f"{FILE_PREFIX}{name}.weight" for name in names(our_path, leaf.shape)]
-        blocks = np.stack([found[name].astype(np.float32) for name in leaf_names])
-        adapters[our_path] = jnp.asarray(blocks.reshape(leaf.shape))
+        tensors = {key: found[key] for key in COMFY.keys_of(our_path, leaf.shape)}
+        for key, tensor in tensors.items():
+            rank_axis = 0 if our_path.endswith(".A") else 1
+            _check_tensor(f"{path}: {key}", tensor, wanted[key].shape, rank_axis)
+        stack = np.stack([tensor.astype(np.float32) for tensor in tensors.values()])
+        adapters[our_path] = jnp.asarray(stack.reshape(leaf.shape))
     return adapters
+
+
+def _check_names(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing or unexpected:
+        raise InputError(
+            f"{path}: {len(missing)} missing and {len(unexpected)} unexpected tensors "
+            f"({some_of(missing + unexpected, 2)}); expected {len(wanted)}: two for each adapted "
+            "module of every block"
+        )
+
+
+def _check_tensor(name: str, tensor: np.ndarray, want: tuple[int, ...], rank_axis: int) -> None:
+    got = tensor.shape
+    if got != want:
+        other_rank = len(got) != len(want) or got[rank_axis] != want[rank_axis]
+        reason = "another rank" if other_rank else "made for another base model"
+        raise InputError(f"{name} is {list(got)}, expected {list(want)}: {reason}")
+    if not np.isfinite(tensor.astype(np.float32)).all():
+        raise InputError(f"{name} is not finite")

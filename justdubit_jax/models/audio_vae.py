@@ -142,7 +142,7 @@ class Statistics(nnx.Module):
     def _per_bin(self, x: Array) -> tuple[Array, Array]:
         _, z, _, k = x.shape
         flat = (self.mean[...].astype(jnp.float32), self.std[...].astype(jnp.float32))
-        mean, std = (rearrange(values, "(z k) -> z 1 k", z=z, k=k) for values in flat)
+        mean, std = (rearrange(values, "(z k) -> 1 z 1 k", z=z, k=k) for values in flat)
         return mean, std
 
 
@@ -163,7 +163,7 @@ class Conv(nnx.Module):
             padding=self.padding,
             dimension_numbers=("NCHW", "OIHW", "NCHW"),
         )
-        return y + self.bias[...].astype(x.dtype)[:, None, None]
+        return y + self.bias[...].astype(x.dtype)[None, :, None, None]
 
 
 class CausalConv(nnx.Module):

@@ -90,7 +90,7 @@ class Stream(nnx.Module):
         self, x: Float[Array, "b t d"], cond: Conditioning
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"], Float[Array, "b t d"]]:
         """Normed x as modulated for audio-to-video and for video-to-audio, and the gate."""
-        rows = self.cross_scale_shift_table[...] + cond.cross_modulation
+        rows = self.cross_scale_shift_table[...][None, None] + cond.cross_modulation
         a2v_scale, a2v_shift, v2a_scale, v2a_shift, gate = (
             cond.select(rows[:, :, i]) for i in range(5)
         )
@@ -99,7 +99,7 @@ class Stream(nnx.Module):
         return a2v, _modulate(normed, v2a_scale, v2a_shift), gate
 
     def _rows(self, cond: Conditioning, which: slice) -> list[Array]:
-        rows = self.scale_shift_table[which] + cond.modulation[:, :, which]
+        rows = self.scale_shift_table[which][None, None] + cond.modulation[:, :, which]
         return [cond.select(rows[:, :, i]) for i in range(rows.shape[2])]
 
 

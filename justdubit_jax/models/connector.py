@@ -159,8 +159,8 @@ class _Connector(nnx.Module):
             raise ValueError(f"{tokens} text tokens; expected a multiple of {REGISTERS}")
         moved = jax.vmap(lambda x, n: jnp.roll(x, n, axis=0))(features, length)
         registers = jnp.tile(self.learnable_registers[...], (tokens // REGISTERS, 1))
-        is_token = jnp.arange(tokens)[:, None] < length[:, None, None]
-        return jnp.where(is_token, moved, registers.astype(features.dtype))
+        is_token = jnp.arange(tokens)[None, :, None] < length[:, None, None]
+        return jnp.where(is_token, moved, registers[None].astype(features.dtype))
 
     def _rotary(self, tokens: int) -> tuple[Array, Array]:
         grid = frequency_grid(_THETA, 1, self.tower.width)

@@ -173,15 +173,16 @@ def _masks(
     """Which earlier token a token sees: all of them, and the last `window` with itself."""
     position = jnp.arange(attention_mask.shape[1])
     distance = position[:, None] - position[None, :]
-    causal = (distance >= 0) & (attention_mask != 0)[:, None, :]
-    return causal, causal & (distance < window)
+    causal = (distance >= 0)[None] & (attention_mask != 0)[:, None, :]
+    return causal, causal & (distance < window)[None]
 
 
 def _rotary(length: int, head_dim: int, rope: Rope) -> Rotary:
     """cos and sin for positions 0..length-1, float32, k = head_dim / 2."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequencies = 1 / np.float32(rope.theta) ** exponents / np.float32(rope.factor)
-    angles = jnp.arange(length, dtype=jnp.float32)[None, :, None, None] * frequencies
+    positions = jnp.arange(length, dtype=jnp.float32)
+    angles = positions[None, :, None, None] * frequencies[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -204,7 +205,7 @@ class _Norm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        scale = 1 + self.weight[...].astype(jnp.float32)
+        scale = 1 + jax.lax.broadcast_to_rank(self.weight[...].astype(jnp.float32), x.ndim)
         return (rms_norm(x.astype(jnp.float32), self.eps) * scale).astype(x.dtype)
 
 

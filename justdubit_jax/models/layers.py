@@ -58,7 +58,7 @@ class Linear(nnx.Module):
         else:
             y = self.weight(x)
         if self.bias is not None:
-            y = y + self.bias[...].astype(x.dtype)
+            y = y + jax.lax.broadcast_to_rank(self.bias[...].astype(x.dtype), y.ndim)
         return y if self.lora is None else y + self.lora(x)
 
 
@@ -76,7 +76,8 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        return rms_norm(x, self.eps) * self.weight[...].astype(x.dtype)
+        scale = jax.lax.broadcast_to_rank(self.weight[...].astype(x.dtype), x.ndim)
+        return rms_norm(x, self.eps) * scale
 
 
 class FeedForward(nnx.Module):

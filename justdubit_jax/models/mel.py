@@ -72,7 +72,7 @@ def log_mel(waveform: Float[Array, "b c n"], config: MelConfig) -> Float[Array, 
     starts = jnp.arange(config.frames(samples)) * config.hop
     cut = functools.partial(jax.lax.dynamic_slice_in_dim, padded, slice_size=config.n_fft, axis=-1)
     frames = jax.vmap(cut, out_axes=-2)(starts)
-    magnitude = jnp.abs(jnp.fft.rfft(frames * window(config.n_fft)))
+    magnitude = jnp.abs(jnp.fft.rfft(frames * window(config.n_fft)[None, None, None]))
     mel = jnp.einsum("bctf,mf->bctm", magnitude, filterbank(config), precision="highest")
     return jnp.log(jnp.maximum(mel, _FLOOR))
 

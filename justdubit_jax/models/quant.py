@@ -8,6 +8,7 @@ numbers into the activations' dtype ahead of the loop over the blocks, and so ta
 that they save. It does not for bytes that are decoded by arithmetic inside the loop.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Literal, get_args
 
 import jax
@@ -104,6 +105,11 @@ class Quantized(nnx.Module):
         """The weight's shape: [out, in], behind the block axis in stacked blocks."""
         return *self.values.shape[:-1], self.d_in
 
+    @property
+    def stored(self) -> dict[str, Frozen]:
+        """What `encode` returns, in its order, by attribute name."""
+        return {"values": self.values, "scales": self.scales}
+
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
         def product(x: Array, values: Array, scales: Array) -> Array:
             weight = decode(values, scales, self.scheme, self.d_in, x.dtype)
@@ -113,16 +119,30 @@ class Quantized(nnx.Module):
         return jax.checkpoint(product)(x, self.values[...], self.scales[...])
 
 
-def quantize[Model: nnx.Module](model: Model, scheme: Scheme) -> Model:
-    """A copy of an abstract Transformer whose blocks' linears are stored in `scheme`.
+def quantize[Model: nnx.Module](
+    model: Model, scheme: Scheme, is_stacked: Callable[[str], bool]
+) -> Model:
+    """A copy of an abstract model whose stacked linears are stored in `scheme`.
 
-    Biases, norms, tables and everything outside the blocks stay as they are, and so do adapters.
+    `is_stacked` takes the dotted path of a parameter. Biases, norms, tables and everything outside
+    the stack of blocks stay as they are, and so do adapters.
     """
 
     def build(model: Model) -> Model:
-        for path, module in nnx.iter_modules(model):
-            if isinstance(module, Linear) and path[:1] == ("blocks",):
+        for path, module in _modules(model, Linear):
+            if is_stacked(f"{path}.weight"):
                 module.weight = Quantized(module.weight[...], scheme)
         return model
 
     return nnx.eval_shape(build, model)
+
+
+def quantized_weights(model: nnx.Module) -> dict[str, Quantized]:
+    """The quantized weights of a model by the dotted path of the parameter that each replaces."""
+    return dict(_modules(model, Quantized))
+
+
+def _modules[Kind: nnx.Module](model: nnx.Module, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, kind):
+            yield ".".join(map(str, path)), module

@@ -80,7 +80,7 @@ class AdaLN(nnx.Module):
         self, timesteps: Float[Array, "b n"], dtype: Any
     ) -> tuple[Float[Array, "b n r d"], Float[Array, "b n d"]]:
         """Modulation rows and the embedding itself, for timesteps in 0..1000."""
-        angles = timesteps[..., None].astype(jnp.float32) * _TIMESTEP_FREQUENCIES
+        angles = timesteps[..., None].astype(jnp.float32) * _TIMESTEP_FREQUENCIES[None, None]
         wave = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1).astype(dtype)
         embedded = self.emb["timestep_embedder"](wave, jax.nn.silu)
         rows = self.linear(jax.nn.silu(embedded))
@@ -117,7 +117,7 @@ class StreamEnds(nnx.Module):
             m.context.astype(dtype), lambda x: jax.nn.gelu(x, approximate=True)
         )
         conditioning = Conditioning(
-            is_clean=jnp.arange(m.latents.shape[1]) < m.clean_count[:, None],
+            is_clean=jnp.arange(m.latents.shape[1])[None] < m.clean_count[:, None],
             modulation=modulation,
             cross_modulation=jnp.concatenate([cross_rows, cross_gate], 2),
             rope=self._rope(m.positions, self.stream.dim, self.stream.max_pos),
@@ -135,7 +135,7 @@ class StreamEnds(nnx.Module):
         self, x: Float[Array, "b t d"], cond: Conditioning, embedded: Float[Array, "b 2 d"]
     ) -> Float[Array, "b t c"]:
         """Velocity of every token."""
-        rows = self.scale_shift_table[...] + embedded[:, :, None]
+        rows = self.scale_shift_table[...][None, None] + embedded[:, :, None]
         x32 = x.astype(jnp.float32)
         normed = jax.nn.standardize(x32, epsilon=self.config.norm_eps)
         x32 = normed * (1 + cond.select(rows[:, :, 1])) + cond.select(rows[:, :, 0])

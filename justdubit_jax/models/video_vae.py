@@ -168,10 +168,19 @@ class Statistics(nnx.Module):
         self.std = Frozen(jnp.zeros(channels))
 
     def normalize(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-        return (x - self.mean[...].astype(x.dtype)) / self.std[...].astype(x.dtype)
+        mean, std = self._like(x)
+        return (x - mean) / std
 
     def denormalize(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-        return x * self.std[...].astype(x.dtype) + self.mean[...].astype(x.dtype)
+        mean, std = self._like(x)
+        return x * std + mean
+
+    def _like(self, x: Array) -> tuple[Array, Array]:
+        mean, std = (
+            jax.lax.broadcast_to_rank(value[...].astype(x.dtype), x.ndim)
+            for value in (self.mean, self.std)
+        )
+        return mean, std
 
 
 class Conv(nnx.Module):
@@ -198,7 +207,7 @@ class Conv(nnx.Module):
             padding="VALID" if self.padding == "reflect" else "SAME",
             dimension_numbers=("NHWC", "OIHW", "NHWC"),
         )
-        y = y + self.conv.bias[...].astype(x.dtype)
+        y = y + self.conv.bias[...].astype(x.dtype)[None, None, None]
         return rearrange(y, "(b f) y x c -> b f y x c", b=batch, f=frames)
 
 

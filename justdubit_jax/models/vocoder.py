@@ -108,7 +108,7 @@ class Conv(nnx.Module):
             rhs_dilation=(self.dilation,),
             dimension_numbers=("NCH", "OIH", "NCH"),
         )
-        return y + self.bias[...].astype(x.dtype)[:, None]
+        return y + self.bias[...].astype(x.dtype)[None, :, None]
 
 
 class Upsample(nnx.Module):
@@ -132,7 +132,7 @@ class Upsample(nnx.Module):
             lhs_dilation=(self.rate,),
             dimension_numbers=("NCH", "IOH", "NCH"),
         )
-        return y + self.bias[...].astype(x.dtype)[:, None]
+        return y + self.bias[...].astype(x.dtype)[None, :, None]
 
 
 class ResBlock(nnx.Module):

@@ -10,12 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-# Made by protobuf when they are imported, where pyright does not see them.
-
 
 @runtime_checkable
 class Report(Protocol):
-    """Says what the sampling of a prompt is at; `prompt` counts from 1."""
+    """Tells which stage a sample has come to; `prompt` counts from 1."""
 
     def __call__(
         self, prompt: int, text: str, stage: str, done: int = 0, total: int | None = None
@@ -76,7 +74,7 @@ class Display:
 
     @contextlib.contextmanager
     def sampling(self, step: int, prompts: int) -> Iterator[Report]:
-        """Show the samples of a validation while the block lasts, as told to the report."""
+        """Show a validation's samples while the block lasts, and where they are by the report."""
         task: TaskID | None = None
         shown: tuple[int, str] | None = None
 

@@ -7,8 +7,9 @@ many steps are made); anything else would be another training under the old one'
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from ml_collections import ConfigDict
 
 from justdubit_jax.errors import InputError
 
@@ -33,8 +34,10 @@ _DECISIVE = ("validation.holdout",)  # takes samples out of the training
 BASE, DATA = "base model", "data set"
 
 
-def fingerprint(config: Any, shapes: Mapping[str, Any], samples: Iterable[str]) -> dict[str, str]:
-    """Every key of a ConfigDict as text; the base's tensors and the samples' names as a hash."""
+def fingerprint(
+    config: ConfigDict, shapes: Mapping[str, Sequence[int]], samples: Iterable[str]
+) -> dict[str, str]:
+    """Every key of a config as text; the base's tensors and the samples' names as a hash."""
     keys = {key: repr(value) for key, value in _flat(config.to_dict())}
     base = sorted((key, list(shape)) for key, shape in shapes.items())
     return keys | {BASE: _hash(base), DATA: _hash(sorted(samples))}
@@ -59,7 +62,7 @@ def check_same(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     return changed
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
@@ -67,5 +70,5 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", value
 
 
-def _hash(value: Any) -> str:
+def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

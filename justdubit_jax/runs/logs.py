@@ -4,14 +4,14 @@ import contextlib
 import html
 import importlib
 import os
-import struct
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from grain.experimental import TFRecordIterDataset
 from jaxtyping import Float, UInt8
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
@@ -27,6 +27,37 @@ from justdubit_jax.clips.pictures import frame_row
 from justdubit_jax.clips.write import write_wav
 from justdubit_jax.errors import InputError
 from justdubit_jax.files import replacing
+
+type Numbers = Mapping[str, float | Mapping[str, float]]
+
+
+@runtime_checkable
+class Log(Protocol):
+    """Where a run is recorded beside its own files: TensorBoard, Weights & Biases."""
+
+    def scalars(self, step: int, values: Numbers) -> None:
+        """Numbers; a mapping inside becomes tags "outer/inner"."""
+        ...
+
+    def images(self, step: int, tag: str, frames: UInt8[np.ndarray, "f y x 3"]) -> None:
+        """A row of evenly spaced frames."""
+        ...
+
+    def audio(self, step: int, tag: str, sound: Float[np.ndarray, "c n"], rate: int) -> None:
+        """Mono or stereo in -1..1."""
+        ...
+
+    def video(self, step: int, tag: str, path: Path) -> None:
+        """An mp4."""
+        ...
+
+    def text(self, step: int, tag: str, text: str) -> None:
+        """Markdown; four spaces before a line keep it as it is."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        ...
 
 
 class EventLog:
@@ -50,18 +81,16 @@ class EventLog:
             start = SessionLog(status=SessionLog.START)
             self._file.write_event(Event(wall_time=time.time(), step=first, session_log=start))
 
-    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Numbers; a mapping inside becomes tags "outer/inner"."""
+    def scalars(self, step: int, values: Numbers) -> None:
         flat = _flat(values)
         self._write(step, [Summary.Value(tag=tag, simple_value=value) for tag, value in flat])
 
     def images(self, step: int, tag: str, frames: UInt8[np.ndarray, "f y x 3"]) -> None:
-        """A row of evenly spaced frames."""
         row = frame_row(frames, 8)
         self._write(step, summary.image(tag, row, dataformats="HWC").value)
 
     def audio(self, step: int, tag: str, sound: Float[np.ndarray, "c n"], rate: int) -> None:
-        """Mono or stereo in -1..1, as 16-bit WAV."""
+        """As 16-bit WAV."""
         # Not the library's own audio(), which wants libsndfile.
         with _wav_file(sound, rate) as path:
             audio = Summary.Audio(
@@ -77,7 +106,6 @@ class EventLog:
         """Nothing: TensorBoard plays no mp4; `images` and `audio` are shown."""
 
     def text(self, step: int, tag: str, text: str) -> None:
-        """Markdown; four spaces before a line keep it as it is."""
         self._write(step, summary.text(tag, text).value)
 
     def close(self) -> None:
@@ -90,7 +118,7 @@ class EventLog:
 
 
 class WandbLog:
-    """Weights & Biases, with the methods of EventLog; every start is a run of its own.
+    """Weights & Biases; every start is a run of its own.
 
     Steps are the metric "step" of each entry, since W&B's own count cannot go back when a run
     continues from an older checkpoint. The starts of one `name` form a group.
@@ -104,7 +132,7 @@ class WandbLog:
         entity: str | None,
         tags: Sequence[str],
         log_validation_videos: bool,
-        config: Mapping[str, Any],
+        config: Mapping[str, object],
         name: str,
     ):
         try:
@@ -130,7 +158,7 @@ class WandbLog:
             raise InputError(f"config: wandb: {' '.join(str(error).split())}") from None
         self._run.define_metric("*", step_metric="step")
 
-    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+    def scalars(self, step: int, values: Numbers) -> None:
         self._log(step, dict(_flat(values)))
 
     def images(self, step: int, tag: str, frames: UInt8[np.ndarray, "f y x 3"]) -> None:
@@ -151,11 +179,11 @@ class WandbLog:
     def close(self) -> None:
         self._run.finish()
 
-    def _log(self, step: int, entry: Mapping[str, Any]) -> None:
+    def _log(self, step: int, entry: Mapping[str, object]) -> None:
         self._run.log({"step": step, **entry})
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def _flat(values: Numbers, prefix: str = "") -> Iterator[tuple[str, float]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}/")
@@ -173,16 +201,15 @@ def _wav_file(sound: Float[np.ndarray, "c n"], rate: int) -> Iterator[Path]:
 
 def _drop_events(path: Path, first: int) -> None:
     """Remove the summaries of step `first` and later, and a record cut off by a kill."""
-    content, kept, at = path.read_bytes(), [], 0
-    # A record: length, its checksum, the event, its checksum (TensorFlow's TFRecord).
-    while at + 12 <= len(content):
-        end = at + 16 + struct.unpack_from("<Q", content, at)[0]
-        if end > len(content):
-            break
-        event = Event.FromString(content[at + 12 : end - 4])
-        if event.step < first or not event.HasField("summary"):
-            kept.append(content[at:end])
-        at = end
+    content, kept, start = path.read_bytes(), [], 0
+    records = iter(TFRecordIterDataset[bytes](str(path)))
+    with contextlib.suppress(ValueError):  # that of a record cut off
+        for record in records:
+            end = records.get_state()["reader_offset"]
+            event = Event.FromString(record)
+            if event.step < first or not event.HasField("summary"):
+                kept.append(content[start:end])
+            start = end
     if len(rest := b"".join(kept)) != len(content):
         with replacing(path) as temporary:
             temporary.write_bytes(rest)

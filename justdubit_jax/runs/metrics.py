@@ -4,31 +4,34 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from justdubit_jax.devices import processes
 from justdubit_jax.files import replacing
 from justdubit_jax.runs.charts import loss_curve_png
 from justdubit_jax.runs.display import Display
-from justdubit_jax.runs.logs import EventLog, WandbLog
-from justdubit_jax.training.settings import Settings
+from justdubit_jax.runs.logs import EventLog, Log, WandbLog
+from justdubit_jax.runs.output import RunFolder
+from justdubit_jax.training.settings import Wandb
 
 _NAMES = ("loss", "loss_video", "loss_audio", "grad_norm")
 
+type Values = Mapping[str, SupportsFloat]  # what the step gives, by these names
 
-def open_logs(run: Settings, resume_step: int, text: str) -> list[Any]:
-    """TensorBoard event files, and W&B where it is on; `text` is the configuration.
+
+def open_logs(folder: RunFolder, wandb: Wandb | None, resume_step: int, text: str) -> list[Log]:
+    """TensorBoard event files, and W&B where it has options; `text` is the configuration.
 
     Only the first process logs.
     """
     if not processes.is_first():
         return []
-    logs: list[Any] = [EventLog(run.output_dir / "tensorboard", resume_step)]
-    if run.wandb is not None:
-        options = {"config": {"config": text}, "name": run.output_dir.name}
-        logs.append(WandbLog(run.output_dir / "wandb", **vars(run.wandb), **options))
+    logs: list[Log] = [EventLog(folder.tensorboard, resume_step)]
+    if wandb is not None:
+        options = {"config": {"config": text}, "name": folder.path.name}
+        logs.append(WandbLog(folder.wandb, **vars(wandb), **options))
     for log in logs:
         log.text(resume_step, "config", "\n".join(f"    {line}" for line in text.splitlines()))
     return logs
@@ -48,14 +51,14 @@ class Metrics:
 
     def __init__(
         self,
-        run: Settings,
+        folder: RunFolder,
         step: int,
-        rates: Mapping[str, Callable[[int], Any]],
+        rates: Mapping[str, Callable[[int], SupportsFloat]],
         display: Display,
-        logs: Sequence[Any],
+        logs: Sequence[Log],
         peak: float | None,
     ):
-        self._path = run.output_dir / "metrics.jsonl"
+        self._path, self._picture = folder.metrics, folder.loss_picture
         self._rates, self._display, self._logs, self._peak = rates, display, logs, peak
         self._records = [r for r in read_records(self._path) if r["step"] <= step]
         self._file = None
@@ -63,11 +66,11 @@ class Metrics:
             with replacing(self._path) as temporary:
                 temporary.write_text("".join(json.dumps(r) + "\n" for r in self._records))
             self._file = self._path.open("a")
-        self._pending: tuple[int, Any, Sequence[str], float] | None = None
+        self._pending: tuple[int, Values, Sequence[str], float] | None = None
         self._clock = time.perf_counter()
         self._spoilt: list[str] = []  # the steps in a row that were not finite, and their files
 
-    def add(self, step: int, values: Any, files: Sequence[str], flops: float) -> None:
+    def add(self, step: int, values: Values, files: Sequence[str], flops: float) -> None:
         """Take the values of a step that is under way, and write the one before.
 
         `files` are its samples on this process, `flops` what the model needs for it. Raises
@@ -85,19 +88,19 @@ class Metrics:
         found = {name: float(values[name]) for name in _NAMES}
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
-        record: dict[str, Any] = {"step": step, **found, "seconds": seconds}
-        record["tflops"] = flops / seconds / 1e12
+        numbers: dict[str, float | Mapping[str, float]] = {**found, "seconds": seconds}
+        numbers["tflops"] = flops / seconds / 1e12
         if self._peak is not None:
-            record["mfu"] = flops / seconds / self._peak
-        record["learning_rate"] = {k: float(rate(step - 1)) for k, rate in self._rates.items()}
-        # JSON has no NaN.
-        line = {k: None if k in found and not math.isfinite(v) else v for k, v in record.items()}
+            numbers["mfu"] = flops / seconds / self._peak
+        numbers["learning_rate"] = {k: float(rate(step - 1)) for k, rate in self._rates.items()}
+        spoilt = dict.fromkeys(name for name, value in found.items() if not math.isfinite(value))
+        line = {"step": step, **numbers, **spoilt}  # None, as JSON has no NaN
         if self._file is not None:
             print(json.dumps(line), file=self._file, flush=True)
         self._records.append(line)
         for log in self._logs:
-            log.scalars(step, {k: v for k, v in record.items() if k != "step"})
-        self._display.train(record)
+            log.scalars(step, numbers)
+        self._display.train({"step": step, **numbers})
         self._watch(step, found, files)
 
     def _watch(self, step: int, found: Mapping[str, float], files: Sequence[str]) -> None:
@@ -110,7 +113,7 @@ class Metrics:
             raise NotFinite("; ".join(self._spoilt))
 
     @contextlib.contextmanager
-    def pause(self):
+    def pause(self) -> Iterator[None]:
         """Write what is waiting; what happens inside counts for no step's seconds."""
         self.flush()
         yield
@@ -119,7 +122,7 @@ class Metrics:
     def curve(self) -> None:
         """Draw the losses so far beside the samples."""
         if self._records and self._file is not None:
-            loss_curve_png(self._path.parent / "samples" / "loss.png", self._records)
+            loss_curve_png(self._picture, self._records)
 
     def close(self) -> None:
         self.flush()

@@ -6,10 +6,8 @@ configuration's fingerprint and what an export needs to know.
 """
 
 import contextlib
-import logging
 import shutil
-import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +17,10 @@ import orbax.checkpoint as ocp
 from justdubit_jax.devices import processes
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora.adapters import Adapters
+from justdubit_jax.runs.failed_save import ThreadErrors
 from justdubit_jax.training.step import State
 
 _REMOVED = ".removed-"  # a step that is on its way out
-
-
-def _is_after_a_failure(error: BaseException | None) -> bool:
-    """Whether it is what the threads of a failed save say when the first has failed."""
-    said = "Event loop is closed", "cannot schedule new futures after shutdown"
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in said)
-
-
-def _fail_quietly() -> Callable[[], None]:
-    """A failed save is raised, and from now on its threads do not print it as well.
-
-    Returns what takes this back.
-    """
-    hooks = sys.excepthook, sys.unraisablehook
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels = [logger.level for logger in loggers]
-
-    def uncaught(kind: Any, error: BaseException, trace: Any) -> None:
-        if not _is_after_a_failure(error):
-            hooks[0](kind, error, trace)
-
-    def unraisable(report: Any) -> None:
-        if not _is_after_a_failure(report.exc_value):
-            hooks[1](report)
-
-    sys.excepthook, sys.unraisablehook = uncaught, unraisable
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-
-    def take_back() -> None:
-        sys.excepthook, sys.unraisablehook = hooks
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-    return take_back
 
 
 def _bytes(state: State) -> int:
@@ -66,14 +30,18 @@ def _bytes(state: State) -> int:
 
 
 class Checkpoints:
-    """The Orbax steps of a run; a save runs in the background until the next, `wait` or `close`."""
+    """The Orbax steps of a run; a save runs in the background until the next, `wait` or `close`.
 
-    def __init__(self, folder: Path):
-        self._folder = folder.absolute()
-        if processes.is_first():
+    Opening removes what a killed process left of a step. With `read_only` nothing is touched, so
+    that another process may be saving: only steps that were complete by then are seen.
+    """
+
+    def __init__(self, folder: Path, read_only: bool = False):
+        self._folder, self._read_only = folder.absolute(), read_only
+        if processes.is_first() and not read_only:
             for path in self._folder.glob(f"{_REMOVED}*"):
                 shutil.rmtree(path)
-        self._speak_again = _fail_quietly()
+        self._thread_errors = ThreadErrors()
         tree = ocp.StandardCheckpointHandler
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -81,7 +49,14 @@ class Checkpoints:
                 **{name: tree() for name in ("adapters", "moments", "mean")},
                 "meta": ocp.JsonCheckpointHandler(),
             },
-            options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
+            # Its own read_only says so in the log, and leaves out no more than these two.
+            options=ocp.CheckpointManagerOptions(
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,
+                async_options=ocp.AsyncOptions(
+                    post_finalization_callback=self._thread_errors.written
+                ),
+            ),
         )
 
     @property
@@ -94,6 +69,7 @@ class Checkpoints:
 
         Raises InputError if it or the one before cannot be written; what was complete stays so.
         """
+        assert not self._read_only, "opened to read only"
         self.wait()
         step = int(state.step)
         if step in self.steps:
@@ -110,9 +86,11 @@ class Checkpoints:
         }
         if state.mean is not None:
             items["mean"] = ocp.args.StandardSave(state.mean)
+        self._thread_errors.begin()
         try:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:
+            self._thread_errors.failed()
             raise self._failed(error) from None
 
     def restore(self, step: int, like: State) -> State:
@@ -144,23 +122,34 @@ class Checkpoints:
         return self._manager.restore(step, args=args)["meta"]
 
     def adapters(self, step: int, mean: bool = False) -> Adapters:
-        """A step's adapters alone, or their mean, on this machine's first device."""
+        """A step's adapters alone, or their mean, on this machine's first device.
+
+        Raises InputError if the step is not there, or damaged.
+        """
         if step not in self.steps:
             known = ", ".join(map(str, self.steps)) or "none"
             raise InputError(f"{self._folder}: no step {step}; complete steps: {known}")
         name = "mean" if mean else "adapters"
-        shapes = self._manager.item_metadata(step)[name]
-        if shapes is None:
+        try:
+            shapes = self._manager.item_metadata(step).get(name)
+            found = None if shapes is None else self._on_first_device(step, name, dict(shapes))
+        except Exception as error:
+            raise InputError(f"{self._folder / str(step)}: {name} not read: {error}") from None
+        if found is None:
             raise InputError(f"{self._folder / str(step)}: no {name}; optimization.ema_decay was 0")
+        return found
+
+    def _on_first_device(self, step: int, name: str, shapes: Mapping[str, Any]) -> Adapters:
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         like = jax.tree.map(
-            lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place), dict(shapes)
+            lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place), shapes
         )
         args = ocp.args.Composite(**{name: ocp.args.StandardRestore(like)})
         return self._manager.restore(step, args=args)[name]
 
     def keep_only(self, steps: Collection[int]) -> None:
         """Remove the other complete steps: renamed first, so that none is ever there by half."""
+        assert not self._read_only, "opened to read only"
         self.wait()
         removed = [step for step in self.steps if step not in steps]
         if processes.is_first():
@@ -177,31 +166,26 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
+            self._thread_errors.failed()
             raise self._failed(error) from None
+        self._thread_errors.complete()
 
     def close(self) -> None:
         self._manager.close()
-        self._speak_again()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Close; on the way out of an error, what a save has to say is left unsaid."""
+        """Close; on the way out of an error, a save that failed as well is not mentioned."""
         if kind is None:
             self.wait()
         else:
-            self._stay_quiet()
             with contextlib.suppress(InputError):
                 self.wait()
         self.close()
 
-    def _stay_quiet(self) -> None:
-        """Other threads of a save may fail until the process ends."""
-        self._speak_again = lambda: None
-
     def _failed(self, error: Exception) -> InputError:
-        self._stay_quiet()
         kept = ", ".join(map(str, self.steps)) or "none"
         reason = str(error).strip().splitlines()[0]
         return InputError(f"{self._folder}: a step was not saved: {reason}; complete steps: {kept}")

@@ -48,10 +48,10 @@ class Conditioned(NamedTuple):
             parts.insert(1, self.first_frame)
         return jnp.concatenate(parts, 1).astype(jnp.float32)
 
-    def is_clean(self) -> Bool[np.ndarray, "rt 1"]:
+    def is_clean(self) -> Bool[np.ndarray, "1 rt 1"]:
         """Per token."""
         count = self.reference.shape[1] + self.noise.shape[1]
-        return (np.arange(count) < self.clean_count)[:, None]
+        return (np.arange(count) < self.clean_count)[None, :, None]
 
 
 class Pass(NamedTuple):

@@ -39,14 +39,25 @@ class Moment(NamedTuple):
     scales: dict[str, jax.Array]
 
 
-# A gradient or step, the first moment's codes and scales, the second's.
-_Arrays = tuple[Any, ...]
+class Coded(NamedTuple):
+    """The moment of one parameter: what `encode` returns and `decode` takes."""
+
+    codes: jax.Array
+    scales: jax.Array
+
+
+class Update(NamedTuple):
+    """One parameter's gradient with its moments, or the step that they make of it."""
+
+    value: jax.Array
+    first: Coded
+    second: Coded
 
 
 class Adam8bitState(NamedTuple):
     """Updates made, and both moments without bias correction."""
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] (optax names it so too)
     first: Moment
     second: Moment
 
@@ -94,41 +105,51 @@ def scale_by_adam8bit(b1: float, b2: float, eps: float) -> optax.GradientTransfo
     def init(params):
         return Adam8bitState(jnp.int32(0), empty(FIRST, params), empty(SECOND, params))
 
-    def one(step: _Arrays, key: jax.Array, count: jax.Array) -> _Arrays:
+    def one(old: Update, key: jax.Array, count: jax.Array) -> Update:
         """The gradient turned into the step, and both moments moved on."""
-        gradient, first_codes, first_scales, codes, scales = step
-        first = b1 * decode(FIRST, first_codes, first_scales) + (1 - b1) * gradient
-        second = b2 * decode(SECOND, codes, scales) + (1 - b2) * gradient**2
+        gradient = old.value
+        first = b1 * decode(FIRST, *old.first) + (1 - b1) * gradient
+        second = b2 * decode(SECOND, *old.second) + (1 - b2) * gradient**2
         # The denominator takes the code above, so what was rounded off never makes it smaller: a
         # second moment lost to rounding under a first that was not would be a step without bound.
-        above = jnp.minimum(codes, SECOND.top - 1) + 1
-        bound = b2 * decode(SECOND, above, scales) + (1 - b2) * gradient**2
+        above = jnp.minimum(old.second.codes, SECOND.top - 1) + 1
+        bound = b2 * decode(SECOND, above, old.second.scales) + (1 - b2) * gradient**2
         denominator = jnp.sqrt(bound / (1 - b2**count)) + eps
-        scaled = first / (1 - b1**count) / denominator
+        step = first / (1 - b1**count) / denominator
         # One draw for both: their errors need not be independent.
         draw = jax.random.uniform(key, gradient.shape)
-        return scaled, *encode(FIRST, first, draw), *encode(SECOND, second, draw)
+        return Update(
+            value=step,
+            first=Coded(*encode(FIRST, first, draw)),
+            second=Coded(*encode(SECOND, second, draw)),
+        )
 
-    def in_place(stacks: _Arrays, key: jax.Array, count: jax.Array) -> _Arrays:
+    def in_place(stacks: Update, key: jax.Array, count: jax.Array) -> Update:
         """Block by block: at once, the decoded moments would take back what the bytes save."""
 
-        def block(i: Any, stacks: _Arrays) -> _Arrays:
-            moved = one(tuple(x[i] for x in stacks), jax.random.fold_in(key, i), count)
-            pairs = zip(stacks, moved, strict=True)
-            return tuple(jax.lax.dynamic_update_index_in_dim(x, y, i, 0) for x, y in pairs)
+        def block(i: jax.Array, stacks: Update) -> Update:
+            old = jax.tree.map(lambda stack: stack[i], stacks)
+            new = one(old, jax.random.fold_in(key, i), count)
+            put = jax.lax.dynamic_update_index_in_dim
+            return jax.tree.map(lambda stack, x: put(stack, x, i, 0), stacks, new)
 
-        return jax.lax.fori_loop(0, len(stacks[0]), block, stacks)
+        return jax.lax.fori_loop(0, len(stacks.value), block, stacks)
 
     def update(updates, state, params=None):
         count: Any = optax.safe_increment(state.count)
         key = jax.random.fold_in(jax.random.key(0), count)
-        scaled, first, second = {}, Moment({}, {}), Moment({}, {})
+        steps, first, second = {}, Moment({}, {}), Moment({}, {})
         for i, (path, gradient) in enumerate(sorted(updates.items())):
-            old = (getattr(m, kind)[path] for m in state[1:] for kind in Moment._fields)
+            old = Update(gradient, _of(state.first, path), _of(state.second, path))
             move = in_place if gradient.ndim > 2 else one
-            moved = move((gradient, *old), jax.random.fold_in(key, i), count)
-            scaled[path], first.codes[path], first.scales[path] = moved[:3]
-            second.codes[path], second.scales[path] = moved[3:]
-        return scaled, Adam8bitState(count, first, second)
+            new = move(old, jax.random.fold_in(key, i), count)
+            steps[path] = new.value
+            for moment, moved in ((first, new.first), (second, new.second)):
+                moment.codes[path], moment.scales[path] = moved.codes, moved.scales
+        return steps, Adam8bitState(count, first, second)
 
     return optax.GradientTransformation(init, update)
+
+
+def _of(moment: Moment, path: str) -> Coded:
+    return Coded(moment.codes[path], moment.scales[path])

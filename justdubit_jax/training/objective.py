@@ -81,7 +81,7 @@ def noised(
     """Model input of one modality; the `first_tokens` of a sample's target stay clean."""
     target = stream.target
     level = sigma[:, None, None]
-    keep = jnp.arange(target.shape[1]) < first_tokens[:, None]
+    keep = jnp.arange(target.shape[1])[None] < first_tokens[:, None]
     noisy = jnp.where(keep[..., None], target, (1 - level) * target + level * noise)
     return Modality(
         latents=jnp.concatenate([stream.reference, noisy], 1).astype(dtype),
@@ -175,7 +175,7 @@ class Objective:
                 strict=True,
             )
         )
-        counts = (jnp.arange(video_error.shape[1]) >= first[:, None]).astype(jnp.float32)
+        counts = (jnp.arange(video_error.shape[1])[None] >= first[:, None]).astype(jnp.float32)
         return Errors(video_error, audio_error, counts)
 
     def terms(self, errors: Errors, face_mask: Float[Array, "b t"] | None) -> Terms:

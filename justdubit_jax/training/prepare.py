@@ -15,8 +15,10 @@ from justdubit_jax.data.batch import Batch, MicroBatches, SampleShape
 from justdubit_jax.data.batches import Batches
 from justdubit_jax.data.samples import ShapeGroup
 from justdubit_jax.devices import sharding
+from justdubit_jax.errors import about
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
+from justdubit_jax.lora.dialects import PEFT, is_stacked
 from justdubit_jax.lora.files import newest_lora
 from justdubit_jax.models.attention import Attend, attention
 from justdubit_jax.models.tokens import Layout
@@ -28,9 +30,6 @@ from justdubit_jax.training.step import State, StepConfig, make_step
 from justdubit_jax.weights.checkpoint import Checkpoint
 from justdubit_jax.weights.keys import TRANSFORMER
 from justdubit_jax.weights.load import abstract_weights, load_weights
-
-# PEFT's name of a parameter, which learning-rate patterns are searched in.
-_PARAMETER_NAME = "base_model.model.{}.default.weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +76,15 @@ def prepare_training(
     `attend` computes the attention; a plan may take another's memory in its place. Raises
     InputError if a LoRA target matches nothing.
     """
-    model, targets = lora.adapted_model(config, run.lora)
+    transformer_config = TransformerConfig.from_metadata(dict(config))
+    with about("config: lora.target_modules"):
+        model, targets = lora.adapted_model(transformer_config, run.lora)
     place = functools.partial(sharding.weight, mesh)
-    graphdef, *arrays = lora.split(abstract_weights(model, run.dtype, place, run.quantization))
+    stored = abstract_weights(TRANSFORMER, model, run.dtype, place, run.quantization)
+    graphdef, *arrays = lora.split(stored)
     abstract = lora.Weights(*arrays)
-    names = {
-        path: [_PARAMETER_NAME.format(name) for name in lora.names(path, leaf.shape)]
-        for path, leaf in abstract.adapters.items()
-    }
+    # Learning-rate patterns are searched in PEFT's names, as in the torch trainer.
+    names = {path: PEFT.keys_of(path, leaf.shape) for path, leaf in abstract.adapters.items()}
     optimizer = make_optimizer(run.optimizer, names)
     state = state_shardings(abstract.adapters, optimizer, mesh, mean=run.ema_decay > 0)
     objective = Objective(
@@ -119,7 +119,10 @@ def state_shardings(
     mean: bool,
 ) -> State:
     """Where the adapters, their moments, the step counter and, if kept, their mean live."""
-    place: Any = {path: sharding.weight(mesh, path, leaf.shape) for path, leaf in shapes.items()}
+    place: Any = {
+        path: sharding.weight(mesh, leaf.shape, stacked=is_stacked(path))
+        for path, leaf in shapes.items()
+    }
     everywhere: Any = sharding.replicated(mesh)
 
     def of_moment(path: Any, leaf: Any) -> Any:  # moments are trees of the adapters' paths
@@ -138,8 +141,11 @@ def first_state(training: Training) -> State:
         start = jax.jit(lambda key: lora.init(shapes, key), out_shardings=place.adapters)
         adapters = start(jax.random.key(run.seed))
     else:
-        file = newest_lora(run.load_checkpoint)
-        adapters = sharding.place_whole(lora_files.read_file(file, shapes), place.adapters)
+        with about("config: model.load_checkpoint"):
+            file = newest_lora(run.load_checkpoint)
+        with about("config: model.load_checkpoint, for lora.rank and lora.target_modules"):
+            read = lora_files.read_file(file, shapes)
+        adapters = sharding.place_whole(read, place.adapters)
     moments = jax.jit(training.optimizer.init, out_shardings=place.moments)(adapters)
     step = jax.jit(lambda: jnp.int32(0), out_shardings=place.step)()
     mean = None
@@ -152,7 +158,7 @@ def first_state(training: Training) -> State:
 def load_base(training: Training, source: Checkpoint) -> Any:
     """The frozen weights of a checkpoint, on their devices."""
     run, place = training.run, functools.partial(sharding.weight, training.mesh)
-    model, _ = lora.adapted_model(source.config, run.lora)
+    model, _ = lora.adapted_model(training.config, run.lora)
     loaded = load_weights(source, TRANSFORMER, model, run.dtype, place, run.quantization)
     return lora.split(loaded)[2]
 

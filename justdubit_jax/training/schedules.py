@@ -60,19 +60,18 @@ class Schedule:
 
 
 def _check(kind: str, params: Mapping[str, float], known: Mapping[str, float]) -> None:
-    key = "config: optimization.scheduler_params"
     for name, value in params.items():
         if name not in known:
             takes = f"takes {', '.join(known)}" if known else "takes none"
-            raise InputError(f"{key}: unknown {name!r}; {kind} {takes}")
+            raise InputError(f"unknown {name!r}; {kind} {takes}")
         if name in _COUNTS:
             if not (1 <= value <= _LARGEST_COUNT and float(value).is_integer()):
-                raise InputError(f"{key}: {name} is {value}, expected a whole number above 0")
+                raise InputError(f"{name} is {value}, expected a whole number above 0")
             continue
         low, high = _RANGES[name]
         if not (low <= value <= high and math.isfinite(value)):
             wanted = f"{low} to {high}" if math.isfinite(high) else f"at least {low}"
-            raise InputError(f"{key}: {name} is {value}, expected {wanted}")
+            raise InputError(f"{name} is {value}, expected {wanted}")
 
 
 def _constant(base: jax.Array, step: jax.Array, steps: int) -> jax.Array:

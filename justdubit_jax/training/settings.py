@@ -13,6 +13,7 @@ from typing import Literal
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from justdubit_jax.errors import about
 from justdubit_jax.lora.adapters import LoRAConfig
 from justdubit_jax.models.attention import Remat
 from justdubit_jax.models.quant import SCHEMES, Scheme
@@ -193,14 +194,17 @@ def _optimizer(v: Values) -> OptimizerConfig:
         first_moment_dtype=v.one_of(moments, ("float32", "bfloat16")),
         learning_rate=v.at_least(0, "optimization.learning_rate"),
         groups=_rate_groups(v),
-        schedule=schedules.Schedule(
-            kind=v.one_of("optimization.scheduler_type", schedules.KINDS),
-            steps=v.whole(1, "optimization.steps"),
-            params=dict(v.pairs("optimization.scheduler_params")),
-            warmup_steps=v.whole(0, "optimization.warmup_steps"),
-        ),
+        schedule=_schedule(v),
         max_grad_norm=v.at_least(0, "optimization.max_grad_norm"),
     )
+
+
+def _schedule(v: Values) -> schedules.Schedule:
+    kind = v.one_of("optimization.scheduler_type", schedules.KINDS)
+    steps, warmup = v.whole(1, "optimization.steps"), v.whole(0, "optimization.warmup_steps")
+    params = dict(v.pairs("optimization.scheduler_params"))
+    with about("config: optimization.scheduler_params"):
+        return schedules.Schedule(kind, steps, params, warmup)
 
 
 def _rate_groups(v: Values) -> tuple[tuple[str, float], ...]:

@@ -102,7 +102,7 @@ def _mean_over_micro_batches(
 ) -> Any:
     """(gradients, metrics) of `gradients_of(batch, key)`, averaged over the micro-batches."""
     first = Batch(*jax.tree.map(lambda x: x[0], batches))
-    if batches.count == 1:
+    if batches.parts == 1:
         return gradients_of(first, key)
 
     def add(total: Any, numbered: tuple[Array, MicroBatches]) -> tuple[Any, None]:
@@ -112,5 +112,5 @@ def _mean_over_micro_batches(
 
     shapes = jax.eval_shape(gradients_of, first, key)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    total, _ = jax.lax.scan(add, zeros, (jnp.arange(batches.count), batches))
-    return jax.tree.map(lambda x: x / batches.count, total)
+    total, _ = jax.lax.scan(add, zeros, (jnp.arange(batches.parts), batches))
+    return jax.tree.map(lambda x: x / batches.parts, total)

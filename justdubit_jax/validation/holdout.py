@@ -3,15 +3,15 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 
 from justdubit_jax.data.samples import SampleFiles, group_by_shape
+from justdubit_jax.devices import processes
 from justdubit_jax.files import replacing
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.runs.output import read_best
+from justdubit_jax.runs.logs import Log
+from justdubit_jax.runs.output import Best, RunFolder, read_best, write_best
 from justdubit_jax.training.prepare import Training
 from justdubit_jax.validation.fixed_loss import FixedLoss
 
@@ -38,22 +38,22 @@ class Holdout:
         training: Training,
         samples: Sequence[SampleFiles],
         first_step: int,
-        logs: Sequence[Any],
+        logs: Sequence[Log],
     ):
-        self._logs, self._output = logs, training.run.output_dir
+        self._logs, self._folder = logs, RunFolder(training.run.output_dir)
         self._groups = group_by_shape(samples)
         self._loss = FixedLoss(
             training.objective, training.graphdef, training.layout, training.mesh
         )
-        self._writes = jax.process_index() == 0
-        path = self._output / "validation.jsonl"
+        self._writes = processes.is_first()
+        path = self._folder.validation
         lines = path.read_text().splitlines() if path.exists() else []
         records = [r for r in map(json.loads, lines) if r["step"] <= first_step]
         # Read once: the processes must agree on what is left to measure.
         self._known: dict[int, dict[str, float]] = {r["step"]: r for r in records}
-        best = read_best(self._output)
-        if self._writes and best is not None and best["step"] > first_step:
-            (self._output / "best.json").unlink()
+        best = read_best(self._folder)
+        if self._writes and best is not None and best.step > first_step:
+            self._folder.best.unlink()
 
     def measure(self, step: int, weights: lora.Weights) -> dict[str, float]:
         """Measure, and append a line; a step that is already there is not measured again."""
@@ -61,7 +61,7 @@ class Holdout:
             means = self._loss.mean(weights, self._groups)
             self._known[step] = {"step": step, **means}
             if self._writes:
-                with replacing(self._output / "validation.jsonl") as temporary:
+                with replacing(self._folder.validation) as temporary:
                     records = (json.dumps(self._known[s]) + "\n" for s in sorted(self._known))
                     temporary.write_text("".join(records))
             for log in self._logs:
@@ -70,8 +70,6 @@ class Holdout:
 
     def name_best(self, record: dict[str, float], file: Path) -> None:
         """Keep the checkpoint of least loss in best.json."""
-        best = read_best(self._output)
-        if self._writes and (best is None or record["loss"] < best["loss"]):
-            with replacing(self._output / "best.json") as temporary:
-                best = {"step": record["step"], "loss": record["loss"], "file": file.name}
-                temporary.write_text(json.dumps(best) + "\n")
+        best = read_best(self._folder)
+        if self._writes and (best is None or record["loss"] < best.loss):
+            write_best(self._folder, Best(int(record["step"]), record["loss"], file.name))

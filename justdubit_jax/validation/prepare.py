@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from justdubit_jax.dubbing.job import Job, clip_job, encode_jobs, plain_job
-from justdubit_jax.dubbing.sample import Request
+from justdubit_jax.dubbing.job import Job, Request, clip_job, encode_jobs, plain_job
 from justdubit_jax.latents.text_cache import cached_contexts
+from justdubit_jax.runs.output import RunFolder
 from justdubit_jax.training.settings import Settings
 from justdubit_jax.validation.settings import Validation
 from justdubit_jax.weights.checkpoint import Checkpoint
@@ -26,7 +26,7 @@ def prepare_validation(run: Settings, v: Validation, checkpoint: Checkpoint) -> 
     jobs = [_job(v, checkpoint, index) for index in range(len(v.prompts))]
     guided = any(guidance.cfg != 1 for guidance in v.guidance)
     wanted = [*v.prompts, v.negative_prompt] if guided else list(v.prompts)
-    cache = run.output_dir / "contexts"
+    cache = RunFolder(run.output_dir).contexts
     contexts = cached_contexts(wanted, checkpoint, run.model_path, v.text_encoder_path, cache)
     negative = contexts[v.negative_prompt] if guided else None
     encoded = encode_jobs(checkpoint, jobs)

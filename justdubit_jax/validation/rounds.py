@@ -1,14 +1,16 @@
 """What is looked at while training, and when."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+
+import jax
 
 from justdubit_jax.data.samples import SampleFiles
 from justdubit_jax.lora import adapters as lora
-from justdubit_jax.lora import files as lora_files
 from justdubit_jax.runs.display import Display
+from justdubit_jax.runs.intervals import is_due, is_saved
+from justdubit_jax.runs.logs import Log
 from justdubit_jax.runs.metrics import Metrics
-from justdubit_jax.runs.output import is_due
+from justdubit_jax.runs.output import RunFolder
 from justdubit_jax.training.prepare import Training
 from justdubit_jax.validation.holdout import Holdout
 from justdubit_jax.validation.prepare import Prepared
@@ -33,7 +35,7 @@ class Rounds:
         first_step: int,
         display: Display,
         metrics: Metrics,
-        logs: Sequence[Any],
+        logs: Sequence[Log],
     ):
         self.interrupted: Callable[[], bool] = lambda: False
         self._run, self._validation, self._first_step = training.run, validation, first_step
@@ -66,14 +68,14 @@ class Rounds:
     def after(self, step: int, weights: lora.Weights) -> None:
         """After a step, and its checkpoint if there is one."""
         run = self._run
-        if step == run.steps or is_due(step, run.checkpoint_interval):
+        if is_saved(step, run.steps, run.checkpoint_interval):
             self._rank(step, weights)
         if is_due(step, self._validation.interval):
             self.look(step, weights)
 
     def look(self, step: int, weights: lora.Weights) -> None:
         """Samples and held-out loss."""
-        with self._metrics.pause():
+        with self._metrics.pause(), jax.transfer_guard_host_to_device("allow"):
             if self._writer:
                 self._writer.write(step, weights)
                 self._metrics.curve()
@@ -83,6 +85,6 @@ class Rounds:
 
     def _rank(self, step: int, weights: lora.Weights) -> None:
         if self._validation.keep_best and self._holdout:
-            with self._metrics.pause():
+            with self._metrics.pause(), jax.transfer_guard_host_to_device("allow"):
                 record = self._holdout.measure(step, weights)
-                self._holdout.name_best(record, lora_files.export_path(self._run.output_dir, step))
+                self._holdout.name_best(record, RunFolder(self._run.output_dir).lora(step))

@@ -15,11 +15,13 @@ import numpy as np
 
 from justdubit_jax.clips.pictures import contact_sheet_png, side_by_side
 from justdubit_jax.clips.write import write_video
-from justdubit_jax.dubbing.job import Job, decode_samples
-from justdubit_jax.dubbing.sample import Request, Sampler
+from justdubit_jax.dubbing.job import Job, Request, decode_samples
+from justdubit_jax.dubbing.sample import Sampler
 from justdubit_jax.latents.shapes import Frames, LatentPair, Sound
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.runs.display import Display, Report
+from justdubit_jax.runs.logs import Log
+from justdubit_jax.runs.output import RunFolder
 from justdubit_jax.sampling.guidance import SamplingSettings
 from justdubit_jax.training.prepare import Training
 from justdubit_jax.validation.prepare import Prepared
@@ -68,7 +70,7 @@ class SampleWriter:
         checkpoint: Checkpoint,
         prepared: Sequence[Prepared],
         display: Display,
-        logs: Sequence[Any],
+        logs: Sequence[Log],
         interrupted: Callable[[], bool] = lambda: False,
     ):
         v, objective = validation, training.objective
@@ -151,7 +153,7 @@ class SampleWriter:
         return all(self._path(step, turn.number).exists() for turn in self._turns)
 
     def _path(self, step: int, number: int) -> Path:
-        return self._run.output_dir / "samples" / f"step_{step:06d}_{number}.mp4"
+        return RunFolder(self._run.output_dir).sample(step, number)
 
     def _save(
         self, step: int, number: int, job: Job, frames: Frames, sound: Sound, rate: int

@@ -6,32 +6,70 @@ result there is one block on the devices and each process's part of one block on
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.typing import DTypeLike
 
 from justdubit_jax.models import quant
 
 Index = tuple[slice, ...]
 
 
+@runtime_checkable  # for the tests' run-time checks of annotations
+class Shardings(Protocol):
+    """Where an array of this shape lies, as devices.sharding.weight says for a mesh.
+
+    `stacked` is true of an array with a leading block axis, `whole_rows` of one whose last axis is
+    not to be cut.
+    """
+
+    def __call__(
+        self, shape: tuple[int, ...], *, stacked: bool, whole_rows: bool = False
+    ) -> Sharding: ...
+
+
 class Target(NamedTuple):
     """What one parameter becomes.
 
-    `shape` and `sharding` are those of the parameter, `places` those of what is stored under its
-    names: the parameter itself, or the bytes and the scales of `scheme`. dtype None keeps the
-    source's.
+    `shape` and `sharding` are those of the parameter as it is read, `places` the shardings of what
+    is stored, by its name: the parameter itself, or the bytes and the scales of `scheme`. dtype
+    None keeps the source's.
     """
 
     shape: tuple[int, ...]
     stacked: bool
-    dtype: Any
+    dtype: DTypeLike | None
     sharding: Sharding
     scheme: quant.Scheme | None
     places: dict[str, Sharding]
+
+    @classmethod
+    def plain(
+        cls,
+        path: str,
+        shape: tuple[int, ...],
+        dtype: DTypeLike | None,
+        place: Shardings,
+        stacked: bool,
+    ) -> "Target":
+        """A parameter that is stored as it is read."""
+        sharding = place(shape, stacked=stacked)
+        return cls(shape, stacked, dtype, sharding, None, {path: sharding})
+
+    @classmethod
+    def quantized(cls, path: str, weight: quant.Quantized, place: Shardings) -> "Target":
+        """A stacked weight that is stored as bytes and scales.
+
+        Each row is encoded by itself, so the weight is read where its bytes will lie. It is read in
+        the source's dtype, since bytes of rounded numbers would be less exact.
+        """
+        rows = functools.partial(place, stacked=True, whole_rows=True)
+        places = {f"{path}.{name}": rows(leaf.shape) for name, leaf in weight.stored.items()}
+        return cls(weight.shape, True, None, rows(weight.shape), weight.scheme, places)
 
     @property
     def block(self) -> tuple[tuple[int, ...], Sharding]:
@@ -47,7 +85,10 @@ class Target(NamedTuple):
 def fill(
     targets: Mapping[str, Target], block: Callable[[str, int | None], jax.Array]
 ) -> dict[str, jax.Array]:
-    """All stored arrays by name; `block(path, layer)` makes a block, with None what is no stack."""
+    """All stored arrays by name.
+
+    `block(path, layer)` makes one block of a stack, or with layer None an array without blocks.
+    """
     values = {}
     for path, target in targets.items():
         values |= fill_one(target, functools.partial(block, path))
@@ -55,7 +96,7 @@ def fill(
 
 
 def fill_one(target: Target, block: Callable[[int | None], jax.Array]) -> dict[str, jax.Array]:
-    """The stored arrays of one target by name."""
+    """The stored arrays of one target by name; `block` is that of `fill` without the path."""
     if not target.stacked:
         return dict.fromkeys(target.places, block(None))
     start, write = _stack_functions(target.scheme, tuple(target.places.values()))
@@ -105,7 +146,7 @@ def from_slices(target: Target, read: Callable[[Index], np.ndarray]) -> jax.Arra
 
 
 def from_stack(target: Target, stack: jax.Array, layer: int | None) -> jax.Array:
-    """A block of the target's stack, or what is no stack as it is."""
+    """Block `layer` of the target's stack. An array without blocks (None) is returned as it is."""
     if layer is None:
         return stack
     return _pick(target.block[1])(stack, layer)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from justdubit_jax.errors import InputError
+from justdubit_jax.files import open_tensors
 from justdubit_jax.models.tokens import Layout
 from justdubit_jax.weights import arrays, keys
 
@@ -126,17 +127,15 @@ def open_safetensors(paths: Sequence[Path]) -> SafetensorsCheckpoint:
     """Read the headers of safetensors files; raises InputError with the name of a bad one."""
     config, shapes, file_of = {}, {}, {}
     for path in paths:
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; expected a .safetensors file")
+        with open_tensors(path) as file:
+            metadata = file.metadata() or {}
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                shapes[key] = tuple(file.get_slice(key).get_shape())
+                file_of[key] = path
         try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                for key in file.keys():  # noqa: SIM118 (not a dict)
-                    shapes[key] = tuple(file.get_slice(key).get_shape())
-                    file_of[key] = path
             config |= json.loads(metadata.get("config", "{}"))
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise InputError(f"{path}: not a readable safetensors file: {error}") from None
+        except ValueError as error:
+            raise InputError(f"{path}: the file's `config` is not JSON: {error}") from None
     return SafetensorsCheckpoint(tuple(paths), config, shapes, file_of)
 
 

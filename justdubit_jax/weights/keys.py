@@ -60,7 +60,9 @@ def _fill(pattern: str, match: re.Match[str], layer: int | None = None) -> str:
     return filled
 
 
-_DIT = "model.diffusion_model."
+# What the names of all the transformer's tensors start with, and those of the connectors.
+DIFFUSION_MODEL = "model.diffusion_model."
+_DIT = DIFFUSION_MODEL
 
 _VIDEO_STATISTICS = (
     ("vae.per_channel_statistics.mean-of-means", "statistics.mean"),
@@ -81,7 +83,7 @@ CONNECTORS = Part(
 )
 
 # The connectors' keys start like the transformer's, so the transformer's rows come behind theirs:
-# `part_of` asks CONNECTORS first.
+# `owners` asks CONNECTORS first.
 TRANSFORMER = Part(
     "transformer",
     (

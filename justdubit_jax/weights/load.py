@@ -6,7 +6,7 @@ raised once.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,9 @@ from justdubit_jax.models import quant
 from justdubit_jax.models.layers import Frozen
 from justdubit_jax.models.quant import Scheme
 from justdubit_jax.weights import arrays, keys
-from justdubit_jax.weights.arrays import Target
+from justdubit_jax.weights.arrays import Shardings, Target
 from justdubit_jax.weights.checkpoint import Checkpoint, OrbaxCheckpoint, Shapes, some_of
 from justdubit_jax.weights.keys import Part
-
-Shardings = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
 # These small tables are float32 in the published files and stay so in a bfloat16 run: they are
 # added to the timestep's modulation, which is computed in float32.
@@ -91,17 +89,15 @@ def load_weights[Model: nnx.Module](
 ) -> Model:
     """A copy of an abstract model with its base weights read from the checkpoint.
 
-    `dtype` None keeps the file's. `shardings(path, shape)` places every array, by default on
-    the default device; each process reads its own slices, one block at a time. With `scheme` the
-    linears of a Transformer's blocks are stored so (models/quant.py), and never whole in `dtype`.
-    Variables that are not base weights (LoRA) stay as they are. Raises InputError naming every
-    mismatch.
+    `dtype` None keeps the file's. `shardings` places every array, by default on the default device;
+    each process reads its own slices, one block at a time. With `scheme` the linears of the part's
+    stacked blocks are stored so (models/quant.py), and never whole in `dtype`. Variables that are
+    not base weights (LoRA) stay as they are. Raises InputError naming every mismatch.
     """
     if mismatch := compare(part, model, checkpoint.shapes):
         where = checkpoint.path if isinstance(checkpoint, OrbaxCheckpoint) else checkpoint.paths[0]
         raise InputError(f"{where}: {part.name} does not fit: {mismatch}")
-    stored = model if scheme is None else quant.quantize(model, scheme)
-    targets = _targets(part, model, stored, dtype, shardings, scheme)
+    stored, targets = _storage(part, model, dtype, shardings, scheme)
     if isinstance(checkpoint, OrbaxCheckpoint):
         return _with_arrays(stored, _restore(checkpoint.path / part.name, targets))
     with checkpoint.reader() as read:
@@ -120,12 +116,11 @@ def random_weights[Model: nnx.Module](
     shardings: Shardings | None = None,
     scheme: Scheme | None = None,
 ) -> Model:
-    """`load` without a checkpoint: random base weights, made on the devices block by block.
+    """`load_weights` without a checkpoint: random base weights, made on the devices block by block.
 
     For measurements at full size: activations stay finite, and nothing else is meant by them.
     """
-    stored = model if scheme is None else quant.quantize(model, scheme)
-    targets = _targets(part, model, stored, dtype, shardings, scheme)
+    stored, targets = _storage(part, model, dtype, shardings, scheme)
     order = {path: i for i, path in enumerate(targets)}
 
     def block(path: str, layer: int | None) -> jax.Array:
@@ -135,34 +130,55 @@ def random_weights[Model: nnx.Module](
     return _with_arrays(stored, arrays.fill(targets, block))
 
 
-def _targets(
+def abstract_weights[Model: nnx.Module](
     part: Part,
-    model: nnx.Module,
-    stored: nnx.Module,
+    model: Model,
+    dtype: DTypeLike,
+    shardings: Shardings | None = None,
+    scheme: Scheme | None = None,
+) -> Model:
+    """What `load_weights` will make of an abstract model: shapes, types and shardings."""
+    stored, targets = _storage(part, model, dtype, shardings, scheme)
+    variables, values = parameters(stored), {}
+    for target in targets.values():
+        for name, sharding in target.places.items():
+            shape = tuple(variables[name].shape)
+            own = target.dtype or variables[name].get_value().dtype  # bytes and scales have theirs
+            values[name] = jax.ShapeDtypeStruct(shape, own, sharding=sharding)
+    return _with_arrays(stored, values)
+
+
+def _storage[Model: nnx.Module](
+    part: Part,
+    model: Model,
     dtype: DTypeLike | None,
     shardings: Shardings | None,
     scheme: Scheme | None,
-) -> dict[str, Target]:
-    """What becomes of each parameter of `model` in `stored`, its copy that may be quantized."""
-    default = jnp.zeros(()).sharding  # on jax.default_device
-    place = shardings or (lambda path, shape: default)
-    names = parameters(stored)
+) -> tuple[Model, dict[str, Target]]:
+    """An abstract model as it will be stored, and what becomes of each parameter by its path."""
+    stored = model if scheme is None else quant.quantize(model, scheme, part.is_stacked)
+    quantized = quant.quantized_weights(stored)
+    place = shardings or _on_default_device
     targets = {}
     for path, variable in parameters(model).items():
-        plain = path in names
-        own = (path,) if plain else (f"{path}.values", f"{path}.scales")
-        small_table = dtype is not None and keys.matches_any(path, _FLOAT32)
-        targets[path] = Target(
-            shape=tuple(variable.shape),
-            stacked=part.is_stacked(path),
-            # Encoded from the file's numbers, not from rounded ones.
-            dtype=(jnp.float32 if small_table else dtype) if plain else None,
-            # Read as the bytes will lie, since a row is encoded by itself.
-            sharding=place(own[0], tuple(variable.shape)),
-            scheme=None if plain else scheme,
-            places={name: place(name, tuple(names[name].shape)) for name in own},
-        )
-    return targets
+        if path in quantized:
+            targets[path] = Target.quantized(path, quantized[path], place)
+        else:
+            shape, stacked = tuple(variable.shape), part.is_stacked(path)
+            targets[path] = Target.plain(path, shape, _dtype(path, dtype), place, stacked)
+    return stored, targets
+
+
+def _on_default_device(
+    shape: tuple[int, ...], *, stacked: bool, whole_rows: bool = False
+) -> jax.sharding.Sharding:
+    return jnp.zeros(()).sharding  # that of jax.default_device
+
+
+def _dtype(path: str, dtype: DTypeLike | None) -> DTypeLike | None:
+    """The dtype of a parameter in a model of this dtype; None keeps the file's."""
+    small_table = dtype is not None and keys.matches_any(path, _FLOAT32)
+    return jnp.float32 if small_table else dtype
 
 
 def _with_arrays[Model: nnx.Module](model: Model, values: Mapping[str, Any]) -> Model:
@@ -172,23 +188,12 @@ def _with_arrays[Model: nnx.Module](model: Model, values: Mapping[str, Any]) -> 
     return model
 
 
-def abstract_weights[Model: nnx.Module](
-    model: Model, dtype: DTypeLike, shardings: Shardings, scheme: Scheme | None
-) -> Model:
-    """What `load` will make of an abstract model: shapes, types and shardings."""
-    stored = model if scheme is None else quant.quantize(model, scheme)
-    plain = parameters(model)
-    values = {}
-    for path, variable in parameters(stored).items():
-        shape, own = tuple(variable.shape), variable.get_value().dtype
-        if path in plain:
-            own = jnp.float32 if keys.matches_any(path, _FLOAT32) else dtype
-        values[path] = jax.ShapeDtypeStruct(shape, own, sharding=shardings(path, shape))
-    return _with_arrays(stored, values)
-
-
 def _restore(folder: Path, targets: Mapping[str, Target]) -> dict[str, jax.Array]:
-    """Plain arrays at once; those to be quantized one after the other, to hold one stack."""
+    """The stored arrays by name, from the folder of a part.
+
+    Plain arrays are read together. Those to be quantized are read one after the other, so that no
+    more than one is held as it was before.
+    """
     plain = {path for path, target in targets.items() if target.scheme is None}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         saved: Any = checkpointer.metadata(folder.absolute()).item_metadata
@@ -210,11 +215,13 @@ def _restore(folder: Path, targets: Mapping[str, Target]) -> dict[str, jax.Array
             return checkpointer.restore(folder.absolute(), args=arguments)
 
         values = restore(plain)
-        for path in [path for path in targets if path not in plain]:  # as every process does it
-            target = targets[path]
-            values |= arrays.fill_one(  # no name for the stack: it goes before the next one comes
-                target, functools.partial(arrays.from_stack, target, restore({path})[path])
-            )
+        # One after the other in the same order, as all processes of a run must restore them.
+        for path, target in targets.items():
+            if path not in plain:
+                # Only this call refers to the stack, so its memory is free for the next one.
+                values |= arrays.fill_one(
+                    target, functools.partial(arrays.from_stack, target, restore({path})[path])
+                )
     return values
 
 

@@ -4,11 +4,11 @@ import shutil
 import numpy as np
 import pytest
 from helpers.layout import LTX2
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from justdubit_jax.data.batches import Batches
-from justdubit_jax.data.precomputed import TENSORS
+from justdubit_jax.data.precomputed import TENSORS, open_sample_file
 from justdubit_jax.data.samples import find_samples, group_by_shape, read_sample
 from justdubit_jax.errors import InputError
 
@@ -127,6 +127,14 @@ def test_a_file_with_other_content_is_named(root, role, tensors, message):
     save_file(tensors, path)
     with pytest.raises(InputError, match=rf"{role}/clips/001_media.safetensors: {message}"):
         group_by_shape(find_samples(root, FOLDERS))
+
+
+def test_a_sample_is_closed_when_it_is_read(root):
+    path = root / "masks/clips/001_media.safetensors"
+    with open_sample_file(path, "masks") as file:
+        assert file.get_slice("masks").get_shape() == [4, 2, 3]
+    with pytest.raises(SafetensorError, match="closed"):
+        file.get_slice("masks")
 
 
 def test_a_damaged_file_is_named(root):

@@ -1,6 +1,5 @@
 """Many devices and several processes: the same training, and no more traffic than it needs."""
 
-import json
 import os
 import re
 import socket
@@ -12,13 +11,14 @@ import jax
 import numpy as np
 import pytest
 from helpers.commands import COMPILE_FAST, REPO
+from helpers.lines import json_lines
 from helpers.toy import config
 from safetensors.numpy import load_file
 
 from justdubit_jax import train
 from justdubit_jax.devices import sharding
-from justdubit_jax.lora import files as lora_files
 from justdubit_jax.planning.memory import compile_step
+from justdubit_jax.runs.output import RunFolder
 from justdubit_jax.training import settings
 from justdubit_jax.training.prepare import prepare_training
 from justdubit_jax.weights.checkpoint import open_checkpoint
@@ -69,11 +69,11 @@ def test_two_processes_train_as_one_does(demo, tmp_path):
 
     train.main(config(demo, tmp_path / "one", *FLAGS))
     losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").open()]
+        [r["loss"] for r in json_lines(tmp_path / name / "metrics.jsonl")]
         for name in ("one", "two")
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)  # float32 sums in another order
-    one, two = (load_file(lora_files.export_path(tmp_path / name, 1)) for name in ("one", "two"))
+    one, two = (load_file(RunFolder(tmp_path / name).lora(1)) for name in ("one", "two"))
     rate = settings.read(config(demo, tmp_path, *FLAGS)).optimizer.learning_rate
     moved = np.concatenate([np.abs(two[key] - one[key]).ravel() for key in one]) / rate
     assert np.median(moved) < 1e-3  # Adam's first step is the gradient's sign, noise where it is 0

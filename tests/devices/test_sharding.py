@@ -1,5 +1,6 @@
-"""How a batch is shared by processes: two real ones of two devices each."""
+"""Where weights lie, and how a batch is shared by processes: two real ones of two devices each."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -7,8 +8,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
 
 from justdubit_jax.devices import processes, sharding
+from justdubit_jax.errors import InputError
 
 PROCESS = """
 import sys
@@ -59,3 +63,35 @@ def test_rows_come_back_in_order():
     doubled = jax.jit(lambda x: 2 * x, out_shardings=sharding.batch(mesh))(batch[0])
     got = [rows[0][0, 0] for rows in processes.own_rows((doubled, None))]
     assert got == [2 * item for _, item in own]
+
+
+def test_a_weight_is_cut_along_its_first_divisible_axis():
+    where = functools.partial(sharding.weight, sharding.make_mesh(1, 8))
+    assert where((4096, 16384), stacked=False).spec == P("fsdp")
+    assert where((48, 4096, 16384), stacked=True).spec == P(None, "fsdp")
+    assert where((48, 4095, 16384), stacked=True).spec == P(None, None, "fsdp")
+    assert where((4095, 16383), stacked=False).spec == P()
+    assert where((8, 4095, 16383), stacked=True).spec == P()  # not even the eight blocks
+    assert where((64, 64), stacked=False).spec == P()  # too small to be worth a gather
+    whole = functools.partial(sharding.weight, sharding.make_mesh(8, 1))
+    assert whole((4096, 16384), stacked=False).spec == P()
+
+
+def test_bytes_and_scales_of_a_row_lie_together():
+    where = functools.partial(sharding.weight, sharding.make_mesh(1, 8), stacked=True)
+    for width in (8192, 256):
+        assert where((48, 4096, width), whole_rows=True).spec == P(None, "fsdp")
+        assert where((48, 4095, width), whole_rows=True).spec == P()
+
+
+def test_a_shortened_array_is_whole_where_it_does_not_divide():
+    place = sharding.weight(sharding.make_mesh(1, 8), (4095, 4096), stacked=False)
+    assert place.spec == P(None, "fsdp")
+    assert sharding.shortened(place, (4095, 16)).spec == P(None, "fsdp")
+    assert sharding.shortened(place, (4095, 12)).spec == P(None, None)
+    assert sharding.shortened(place, (4095,)).spec == P(None)
+
+
+def test_a_mesh_of_too_many_devices_is_refused():
+    with pytest.raises(InputError, match="3 x 3 devices do not fit in the 8 that there are"):
+        sharding.make_mesh(3, 3)

@@ -11,11 +11,15 @@ from safetensors.numpy import load_file
 from justdubit_jax import cli, train
 from justdubit_jax.data.batches import Batches
 from justdubit_jax.devices import sharding
-from justdubit_jax.lora import files as lora_files
 from justdubit_jax.planning.memory import compile_step
+from justdubit_jax.runs.output import RunFolder
 from justdubit_jax.training import settings
 from justdubit_jax.training.prepare import first_state, load_base, place_batch, prepare_training
 from justdubit_jax.weights.checkpoint import open_checkpoint
+
+FOUR = ("--config.optimization.steps=4", "--config.checkpoints.interval=1")
+EXTRAS = ("--config.lora.dropout=0.1", "--config.optimization.ema_decay=0.75")
+EXTRAS += ("--config.checkpoints.precision=float32",)
 
 
 def config(demo: Path, output: Path, *more: str) -> ConfigDict:
@@ -56,4 +60,10 @@ def one_step(demo, tmp_path, data_axis: int, fsdp: int, batch_size: int, *more: 
 
 
 def export(output: Path, step: int) -> dict[str, np.ndarray]:
-    return load_file(lora_files.export_path(output, step))
+    return load_file(RunFolder(output).lora(step))
+
+
+def same(a: Path, b: Path) -> bool:
+    """Whether two LoRA files are equal to the bit (but for the order of their metadata)."""
+    left, right = load_file(a), load_file(b)
+    return left.keys() == right.keys() and all((left[k] == right[k]).all() for k in left)

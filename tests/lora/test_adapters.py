@@ -75,7 +75,10 @@ def test_start_is_pefts():
 
 @pytest.mark.parametrize(
     ("target", "message"),
-    [("to_x", "matches no module"), ("transformer_blocks.0.attn1.to_q", "all blocks")],
+    [
+        ("to_x", "^'to_x' matches no module of the model"),
+        ("transformer_blocks.0.attn1.to_q", "expected the same module in all blocks"),
+    ],
 )
 def test_targets_that_do_not_fit(target, message):
     with pytest.raises(InputError, match=message):
@@ -103,13 +106,40 @@ def broken(tmp_path: Path, change) -> Path:
     [
         (lambda t: t.pop(next(iter(t))), "1 missing and 0 unexpected"),
         (lambda t: t.update(other=np.zeros(2, np.float32)), "0 missing and 1 unexpected"),
-        (lambda t: t.update({k: v[:2] for k, v in t.items() if "lora_A" in k}), "lora.rank"),
+        (lambda t: t.update({k: v[:2] for k, v in t.items() if "lora_A" in k}), "another rank"),
+        (lambda t: t.update({k: v[:, :9] for k, v in t.items() if "_A" in k}), "other base model"),
         (lambda t: t[next(iter(t))].fill(np.nan), "not finite"),
     ],
 )
 def test_files_that_do_not_fit(tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         lora_files.read_file(broken(tmp_path, change), shapes())
+
+
+def test_a_folder_without_files(tmp_path):
+    with pytest.raises(InputError, match=rf"^{tmp_path}: no \*step_\*\.safetensors"):
+        lora_files.newest_lora(tmp_path)
+
+
+def test_a_file_says_its_rank_and_modules():
+    config = lora_files.config_of(ADAPTER)
+    assert (config.rank, config.alpha) == (4, 4.0)
+    assert "audio_to_video_attn.to_out.0" in config.target_modules
+    assert shapes(rank=config.rank, targets=config.target_modules) == shapes()
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({}, "no adapters; expected a LoRA in ComfyUI form"),
+        ({"diffusion_model.proj_out.alpha": np.zeros(1)}, "alpha: expected a LoRA in ComfyUI"),
+        ({"lora_unet_proj_out.lora_down.weight": np.zeros((4, 8))}, "expected a LoRA in ComfyUI"),
+    ],
+)
+def test_files_of_another_kind(tmp_path, tensors, message):
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=message):
+        lora_files.config_of(tmp_path / "x.safetensors")
 
 
 def test_a_file_that_is_none(tmp_path):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.golden import golden_checkpoint
+from helpers.lines import json_lines
 from helpers.toy import config
 from helpers.training import FACE, GRID, META, TARGETS, batch, draws, objective
 from helpers.training import start as golden_start
@@ -28,6 +28,10 @@ from justdubit_jax.weights.load import load_weights, parameters
 
 CHECKPOINT = golden_checkpoint("transformer_19b")
 CONFIG = TransformerConfig.from_metadata(CHECKPOINT.config)
+
+
+def quantize(model, scheme):
+    return quant.quantize(model, scheme, keys.TRANSFORMER.is_stacked)
 
 
 def decoded(weight, scheme, dtype=jnp.float32):
@@ -83,13 +87,13 @@ def test_sizes_of_the_19b_model_in_bytes():
         if p.startswith("blocks.") and v.ndim == 3 and "table" not in p
     )
     for scheme, bits in (("int8", 8), ("fp8", 8), ("nf4", 4.25)):
-        stored = parameters(quant.quantize(model, scheme)).items()
+        stored = parameters(quantize(model, scheme)).items()
         size = sum(v.size * v.dtype.itemsize for p, v in stored if ".weight." in p)
         assert size * 8 / numbers == pytest.approx(bits, rel=2e-3)  # scales a row: 32 bits of 2048
 
 
 def test_every_linear_of_the_blocks_and_nothing_else():
-    model = quant.quantize(nnx.eval_shape(lambda: Transformer(CONFIG)), "nf4")
+    model = quantize(nnx.eval_shape(lambda: Transformer(CONFIG)), "nf4")
     for path, module in nnx.iter_modules(model):
         if isinstance(module, Linear):
             assert isinstance(module.weight, quant.Quantized) == (path[0] == "blocks"), path
@@ -105,8 +109,8 @@ def test_adapters_may_come_first_or_last():
         return model
 
     plain = nnx.eval_shape(lambda: Transformer(CONFIG))
-    first = quant.quantize(lora.adapted_model(CHECKPOINT.config, adapter)[0], "nf4")
-    last = nnx.eval_shape(attached, quant.quantize(plain, "nf4"))
+    first = quantize(lora.adapted_model(CONFIG, adapter)[0], "nf4")
+    last = nnx.eval_shape(attached, quantize(plain, "nf4"))
     shapes = [
         {path: (type(v), v.shape, v.dtype) for path, v in nnx.to_flat_state(nnx.state(model))}
         for model in (first, last)
@@ -134,7 +138,7 @@ def test_the_backward_pass_keeps_no_weight(scheme, remat):
             lora.attach(model, adapter)
             return model
 
-        model = quant.quantize(nnx.eval_shape(build), scheme)
+        model = quantize(nnx.eval_shape(build), scheme)
         graphdef, adapters, frozen = lora.split(model)
 
         def loss(adapters, frozen):
@@ -166,7 +170,7 @@ def test_the_backward_pass_keeps_no_weight(scheme, remat):
 def golden_loss(scheme):
     """The golden step's loss of (adapters, draws) with a bfloat16 model."""
     adapter = lora.LoRAConfig(META["rank"], META["alpha"], 0.0, TARGETS)
-    model, _ = lora.adapted_model(CHECKPOINT.config, adapter)
+    model, _ = lora.adapted_model(CONFIG, adapter)
     model = load_weights(CHECKPOINT, keys.TRANSFORMER, model, jnp.bfloat16, None, scheme)
     graphdef, _, frozen = lora.split(model)
 
@@ -181,7 +185,7 @@ def golden_loss(scheme):
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     adapter = lora.LoRAConfig(META["rank"], META["alpha"], 0.0, TARGETS)
-    shapes = lora.split(lora.adapted_model(CHECKPOINT.config, adapter)[0])[1]
+    shapes = lora.split(lora.adapted_model(CONFIG, adapter)[0])[1]
     return golden_start(tmp_path_factory.mktemp("lora"), shapes)
 
 
@@ -221,7 +225,7 @@ def test_a_run_trains_and_measures_on_a_quantized_base(demo, tmp_path):
     flags = ("--config.acceleration.quantization=nf4", "--config.validation.holdout=1")
     flags += ("--config.optimization.steps=8", "--config.validation.interval=8")
     train.main(config(demo, tmp_path, *flags))
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").open()]
-    held_out = [json.loads(line)["loss"] for line in (tmp_path / "validation.jsonl").open()]
+    losses = [r["loss"] for r in json_lines(tmp_path / "metrics.jsonl")]
+    held_out = [r["loss"] for r in json_lines(tmp_path / "validation.jsonl")]
     assert len(losses) == 8 and np.isfinite(losses).all()
     assert held_out[1] < held_out[0]

@@ -1,22 +1,18 @@
-import functools
+"""The sampling loop on the golden transformer, guided in every way."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers.golden import error, golden_checkpoint, load_golden
+from helpers.golden import error, load_golden
+from helpers.transformer import model
 
 from justdubit_jax.errors import InputError
 from justdubit_jax.models.transformer import Transformer
-from justdubit_jax.sampling.guidance import Guidance, Prediction, SamplingSettings, stg_blocks
+from justdubit_jax.sampling.guidance import Guidance, SamplingSettings
 from justdubit_jax.sampling.loop import Conditioned, denoise, predict
-from justdubit_jax.sampling.schedule import euler_step, sigmas, to_denoised, to_velocity
-from justdubit_jax.weights import keys
-from justdubit_jax.weights.load import load_weights
-from justdubit_jax.weights.parts import build_part
 
-GOLDEN, META = load_golden("tokens")
 DENOISING, DENOISING_META = load_golden("denoise_19b")
 
 # 30 x the reference's own float32 error (the golden vectors' README).
@@ -33,13 +29,6 @@ def changed(**changes) -> SamplingSettings:
     return SamplingSettings(**{**vars(SETTINGS), **changes})
 
 
-@functools.cache
-def model():
-    checkpoint = golden_checkpoint("transformer_19b")
-    abstract = build_part(keys.TRANSFORMER, checkpoint.config, checkpoint.shapes)
-    return load_weights(checkpoint, keys.TRANSFORMER, abstract, jnp.float32)
-
-
 def conditioned(name: str) -> Conditioned:
     fields = ("noise", "ref", "positions", "context", "negative_context")
     return Conditioned(*(jnp.asarray(DENOISING[f"input.{name}.{field}"]) for field in fields))
@@ -49,49 +38,6 @@ STREAMS = conditioned("video"), conditioned("audio")
 LEVELS = jnp.asarray(DENOISING["input.sigmas"])
 sample = nnx.jit(denoise, static_argnums=4)
 predicted = nnx.jit(predict, static_argnums=5)
-
-
-@pytest.mark.parametrize("steps", META["shapes"]["steps"])
-def test_sigmas(steps):
-    tokens = [int(np.prod(shape[2:])) for shape in META["shapes"]["latents"]]
-    for name, options in {
-        "default_tokens": (),
-        **{f"latent{i}": (count,) for i, count in enumerate(tokens)},
-    }.items():
-        got = sigmas(steps, *options)
-        assert got.dtype == np.float32
-        assert error(got, GOLDEN[f"expect.sigmas.{name}.steps{steps}"]) < 1e-6  # a few ulp
-
-
-def test_sigmas_fall_from_one_to_zero():
-    for steps in (1, 2, 3, 7, 100):
-        for tokens in (6, 4096, 30_000, 10**6):  # the last: all levels round to 1
-            levels = sigmas(steps, tokens)
-            assert len(levels) == steps + 1 and np.isfinite(levels).all()
-            assert levels[0] == pytest.approx(1) and levels[-1] == 0
-            assert (np.diff(levels) <= 0).all() and levels[-2] > 0.09
-    with pytest.raises(InputError, match="steps: got 0"):
-        sigmas(0)
-
-
-def test_steps_and_guidance():
-    names = ("sample", "cond", "uncond", "perturbed", "modality")
-    x, plain, *others = (jnp.asarray(GOLDEN[f"input.guide.{name}"]) for name in names)
-    sigma, scales = META["guidance"]["velocity_sigma"], META["guidance"]
-    levels = jnp.asarray(sigmas(8))
-    got = {
-        "to_denoised": to_denoised(x, plain, sigma),
-        "to_velocity": to_velocity(x, plain, sigma),
-        "guide.cfg": Guidance(cfg=scales["cfg"]).combine(plain, others[0], None, None),
-        "guide.stg": Guidance(stg=scales["stg"]).combine(plain, None, others[1], None),
-        "guide.multi_modal": VIDEO.combine(plain, *others),
-        "guide.multi_modal_no_rescale": Guidance(7.0, 1.0, 3.0).combine(plain, *others),
-    }
-    for i in META["guidance"]["euler_steps"]:
-        got[f"euler.step{i}"] = euler_step(x, plain, levels[i], levels[i + 1])
-    for name, value in got.items():
-        assert error(value, GOLDEN[f"expect.{name}"]) < 1e-6, name  # float32 rounding
-    assert Guidance().combine(plain, *others) is plain
 
 
 @pytest.mark.parametrize(
@@ -164,9 +110,6 @@ def test_given_tokens_stay_clean():
 
 def test_passes_that_are_off_are_not_computed():
     off = Guidance()
-    assert changed(video=off, audio=off).passes == (Prediction.PLAIN,)
-    assert changed(video=off, audio=CFG).passes == (Prediction.PLAIN, Prediction.NEGATIVE)
-    assert changed(video=VIDEO, audio=off).passes == tuple(Prediction)
     sizes = []
 
     class Recorder(Transformer):
@@ -181,12 +124,6 @@ def test_passes_that_are_off_are_not_computed():
     for video in (off, CFG, VIDEO):
         predict(Recorder(), *STREAMS, start, 1.0, changed(video=video, audio=off))
     assert sizes == [(1, False), (2, False), (4, True)]
-
-
-def test_stg_modes():
-    assert stg_blocks("stg_av", [0, 1]) == ((0, 1), (0, 1))
-    assert stg_blocks("stg_v", [1]) == ((1,), ())
-    assert stg_blocks("stg_av", None) == (None, None)
 
 
 @pytest.mark.parametrize("block", [2, -1])

@@ -47,7 +47,7 @@ def test_rounding_keeps_the_mean_and_is_within_a_code(code):
     # Between two codes: their distance, at the larger one.
     gap = code.power * (np.abs(values) / scale) ** (1 - 1 / code.power) / code.top
     gap = scale * (gap * 2 + code.top**-code.power)
-    assert (np.abs(decoded - values) <= gap).all()
+    assert (np.abs(decoded - values[None]) <= gap[None]).all()
     # Five deviations of the mean of 2000 draws, each at most half a gap off.
     assert (np.abs(decoded.mean(0) - values) <= 5 * gap / 2 / np.sqrt(2000)).all()
 
@@ -62,7 +62,8 @@ def test_zeros_and_the_largest_of_a_block_are_exact(code):
 
 
 def noise(steps, shape, sizes=1.0):
-    return sizes * jax.random.normal(jax.random.key(0), (steps, *shape))
+    values = jax.random.normal(jax.random.key(0), (steps, *shape))
+    return jnp.broadcast_to(sizes, values.shape) * values
 
 
 def run(tx, gradients, params):

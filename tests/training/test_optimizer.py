@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.golden import golden_checkpoint
+from helpers.training import META, TARGETS
 
+from justdubit_jax.lora import adapters as lora
+from justdubit_jax.lora.dialects import COMFY, PEFT
+from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.training.optimizer import (
     OptimizerConfig,
     base_rates,
@@ -38,6 +43,22 @@ def test_first_matching_group_wins_for_every_block():
     np.testing.assert_array_equal(rates["blocks.audio.attn1.to_q.lora.A"], np.float32([1e-6] * 3))
     # A pattern may name single blocks of a stacked parameter.
     np.testing.assert_array_equal(rates["blocks.video.ff.lora.A"], np.float32([2e-4, 5.0, 2e-4]))
+
+
+def test_patterns_find_the_parameters_that_they_find_in_the_torch_trainer():
+    checkpoint = TransformerConfig.from_metadata(golden_checkpoint("transformer_19b").config)
+    adapter = lora.LoRAConfig(META["rank"], META["alpha"], 0.0, TARGETS)
+    shapes = lora.split(lora.adapted_model(checkpoint, adapter)[0])[1]
+    names = {path: PEFT.keys_of(path, leaf.shape) for path, leaf in shapes.items()}
+    groups = tuple((group["pattern"], group["lr"]) for group in META["lr_groups"])
+    rates = base_rates(names, META["lr"], groups)
+    low = {
+        key
+        for path, leaf in shapes.items()
+        for key, rate in zip(COMFY.keys_of(path, leaf.shape), rates[path], strict=True)
+        if rate < META["lr"]
+    }
+    assert low == set(META["low_lr_params"])
 
 
 def test_rates_for_the_log_are_the_schedules():

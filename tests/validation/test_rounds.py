@@ -20,14 +20,14 @@ from justdubit_jax.clips.read import probe, read_video
 from justdubit_jax.clips.write import write_video
 from justdubit_jax.data.samples import SampleFiles, find_samples, group_by_shape
 from justdubit_jax.devices import sharding
-from justdubit_jax.dubbing.job import Encoded, Job
-from justdubit_jax.dubbing.sample import Request
+from justdubit_jax.dubbing.job import Encoded, Job, Request
 from justdubit_jax.errors import InputError
 from justdubit_jax.latents import text_cache
 from justdubit_jax.latents.text_cache import cached_contexts
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.lora.adapters import Weights
 from justdubit_jax.runs.display import Display
+from justdubit_jax.runs.output import RunFolder
 from justdubit_jax.training import settings
 from justdubit_jax.training.prepare import load_base, prepare_training
 from justdubit_jax.validation import samples
@@ -74,14 +74,14 @@ def test_the_demos_samples_and_dub(demo):
 def without(demo, tmp_path_factory):
     output = tmp_path_factory.mktemp("without") / "out"
     train.main(config(demo, output, *flags(demo, "--config.validation.interval=0")))
-    return load_file(lora_files.export_path(output, 3))
+    return load_file(RunFolder(output).lora(3))
 
 
 def test_sampling_changes_nothing_in_the_training(demo, without, tmp_path):
     more = ("--config.validation.videos_per_prompt=2",)
     more += ("--config.validation.include_reference_in_output=True",)
     train.main(config(demo, tmp_path / "out", *flags(demo, *more)))
-    got = load_file(lora_files.export_path(tmp_path / "out", 3))
+    got = load_file(RunFolder(tmp_path / "out").lora(3))
     assert all((got[key] == without[key]).all() for key in without)
     names = sorted(p.name for p in (tmp_path / "out/samples").glob("*.mp4"))
     assert names == [f"step_{step:06d}_{n}.mp4" for step in (0, 2) for n in (1, 2)]
@@ -103,7 +103,7 @@ def test_a_run_killed_while_sampling_continues_from_its_checkpoint(
         patch.setattr(SampleWriter, "write", killed)
         train.main(config(demo, tmp_path / "out", *flags(demo)))
     train.main(config(demo, tmp_path / "out", *flags(demo)))
-    got = load_file(lora_files.export_path(tmp_path / "out", 3))
+    got = load_file(RunFolder(tmp_path / "out").lora(3))
     assert all((got[key] == without[key]).all() for key in without)
 
 
@@ -114,7 +114,7 @@ def test_a_failing_sample_is_reported_and_training_goes_on(demo, tmp_path, monke
     monkeypatch.setattr(samples, "decode_samples", fails)
     train.main(config(demo, tmp_path / "out", *flags(demo)))
     assert "sample 1 of step 2 was not written: out of memory" in capsys.readouterr().err
-    assert lora_files.export_path(tmp_path / "out", 3).is_file()
+    assert RunFolder(tmp_path / "out").lora(3).is_file()
 
 
 def test_prompts_are_encoded_once(demo, tmp_path, monkeypatch):
@@ -127,6 +127,10 @@ def test_prompts_are_encoded_once(demo, tmp_path, monkeypatch):
     assert all((x == y).all() for p in "ab" for x, y in zip(first[p], again[p], strict=True))
     with pytest.raises(TypeError):  # a new prompt needs the encoder
         cached_contexts(["c"], *arguments)
+    for file in tmp_path.glob("*.safetensors"):
+        file.write_bytes(b"no")
+    with pytest.raises(InputError, match=f"^{tmp_path}/.*: not a readable cached prompt: "):
+        cached_contexts(["a"], *arguments)
 
 
 def test_held_out_losses_are_the_same_numbers_on_every_run(demo, tmp_path):
@@ -164,7 +168,7 @@ def on_mesh(demo, prepared, mesh, interrupted=lambda: False, **change):
     source = open_checkpoint(run.model_path)
     training = prepare_training(run, source.config, mesh)
     shapes, place = training.abstract.adapters, training.place.adapters
-    trained = lora_files.read_file(lora_files.export_path(demo / "run", 60), shapes)
+    trained = lora_files.read_file(RunFolder(demo / "run").lora(60), shapes)
     adapters = {path: jax.device_put(x, place[path]) for path, x in trained.items()}
     display = Display(Console(file=io.StringIO()), 1)
     writer = SampleWriter(training, validation, source, encoded, display, (), interrupted)
@@ -256,7 +260,7 @@ def test_a_perturbed_block_outside_the_model_ends_it_before_the_first_step(demo,
     more = ("--config.validation.stg_scale=1.0", "--config.validation.stg_blocks=(3,)")
     with pytest.raises(InputError, match="expected 0 to 2"):
         train.main(config(demo, tmp_path / "out", *flags(demo, *more)))
-    assert not lora_files.export_path(tmp_path / "out", 2).exists()
+    assert not RunFolder(tmp_path / "out").lora(2).exists()
 
 
 def test_a_clip_that_cannot_be_dubbed_ends_it_before_the_first_step(demo, tmp_path):

@@ -28,6 +28,7 @@ from justdubit_jax.files import save_safetensors
 from justdubit_jax.latents.tiling import default_tiling
 from justdubit_jax.latents.video import video_decoder, video_encoder
 from justdubit_jax.lora import adapters as lora
+from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.preprocessing.buckets import Bucket, parse_buckets
 from justdubit_jax.sampling.guidance import Guidance, SamplingSettings
 from justdubit_jax.sampling.loop import Conditioned
@@ -148,7 +149,7 @@ def sample_steps(args: argparse.Namespace) -> dict[str, Any]:
     """The compiled denoising loop with random weights."""
     size = sizes.read_size(args)
     run = size.settings()
-    model, _ = lora.adapted_model(size.config, run.lora)
+    model, _ = lora.adapted_model(TransformerConfig.from_metadata(size.config), run.lora)
     model = random_weights(keys.TRANSFORMER, model, jax.random.key(0), run.dtype)
     graphdef, shapes, frozen = lora.split(model)
     weights = lora.Weights(lora.init(shapes, jax.random.key(0)), frozen)

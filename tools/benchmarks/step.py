@@ -98,7 +98,7 @@ class Step:
         self.settings = run = size.settings(keys_given)
         mesh = sharding.make_mesh(*run.mesh)
         self.training = training = prepare_training(run, size.config, mesh)
-        model, _ = lora.adapted_model(size.config, run.lora)
+        model, _ = lora.adapted_model(training.config, run.lora)
         place = functools.partial(sharding.weight, mesh)
         key = jax.random.key(0)
         loaded = random_weights(keys.TRANSFORMER, model, key, run.dtype, place, run.quantization)
@@ -163,10 +163,15 @@ class Peer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
+        self._end()
+
+    def _end(self) -> None:
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._process.wait()
+            process.stdin.close()
+        process.wait()
+        process.stdout.close()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         process = self._process
@@ -177,6 +182,6 @@ class Peer:
         line = process.stdout.readline()
         answer = json.loads(line) if line else {"error": "it ended without an answer"}
         if "error" in answer:
-            process.wait()
+            self._end()
             raise InputError(f"--peer-python {self._python}: {answer['error']}")
         return answer

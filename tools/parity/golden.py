@@ -10,9 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
 
 from justdubit_jax.errors import InputError
+from justdubit_jax.files import open_tensors
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.tokens import Layout
 from justdubit_jax.models.transformer import Modality, Transformer
@@ -49,11 +49,11 @@ class Golden:
     def read(cls, path: Path) -> "Golden":
         """Raises InputError if the file is not readable."""
         try:
-            with safe_open(path, framework="numpy") as file:
+            with open_tensors(path, "golden file") as file:
                 meta = json.loads((file.metadata() or {}).get("meta", "{}"))
             return cls(path, meta, read(path, "expect."))
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise InputError(f"not a readable golden file: {error}") from None
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}: `meta` is not JSON: {error}") from None
 
     @functools.cached_property
     def inputs(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Golden:
 
 def read(path: Path, prefix: str) -> Tensors:
     """The tensors of a file whose names start with `prefix`, without it."""
-    with safe_open(path, framework="numpy") as file:
+    with open_tensors(path, "golden file") as file:
         names = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 

@@ -16,6 +16,7 @@ from justdubit_jax.errors import InputError
 from justdubit_jax.files import save_safetensors
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
+from justdubit_jax.lora.dialects import PEFT
 from justdubit_jax.models.transformer_config import CrossTimestep
 from justdubit_jax.training.objective import Draw, MaskLoss, Objective, SigmaSampling
 from justdubit_jax.training.optimizer import AdamW, OptimizerConfig, base_rates, make_optimizer
@@ -30,7 +31,8 @@ def training(golden: Golden, wanted: Collection[str]) -> Tensors:
     tx, schedule = _optimizer(golden, shapes)
     moments = jax.device_put(tx.init(adapters), device)
     evaluate, update = _make_step(golden, graphdef, tx)
-    face, everywhere = golden.inputs["face_mask"], np.ones_like(golden.inputs["face_mask"])
+    face = jnp.asarray(golden.inputs["face_mask"])
+    everywhere = jnp.ones_like(face)
     draws, found = _draws(golden), {}
 
     for name in sorted({name.rpartition(".")[0] for name in wanted if name[:8] == "at_start"}):
@@ -71,7 +73,8 @@ def _make_step(
     of ones weighs every target alike.
     """
     inputs, mask = golden.inputs, golden.meta["mask"]
-    batch = Batch(_stream(golden, "video"), _stream(golden, "audio"), inputs["face_mask"])
+    streams = _stream(golden, "video"), _stream(golden, "audio")
+    batch = Batch(*jax.tree.map(jnp.asarray, (*streams, inputs["face_mask"])))
     frame_tokens = int(inputs["cond_mask"].sum(-1).max())
     weights = mask["mask_loss_weight"], mask["background_loss_weight"], mask["threshold"]
 
@@ -99,7 +102,7 @@ def _make_step(
     @jax.jit
     def update(gradients: Any, moments: Any, adapters: Any, step: Any) -> tuple[Any, Any, Any]:
         updates, moments = tx.update(gradients, moments, adapters, step=step)
-        return optax.apply_updates(adapters, updates), moments, optax.global_norm(gradients)
+        return optax.apply_updates(adapters, updates), moments, optax.tree.norm(gradients)
 
     return jax.jit(jax.grad(loss, has_aux=True), static_argnums=4), update
 
@@ -129,10 +132,7 @@ def _optimizer(
         schedule=Schedule("linear", scheduler["total_iters"], factors),
         max_grad_norm=golden.meta["clip_grad_norm"],
     )
-    names = {
-        path: [f"{lora_files.FILE_PREFIX}{name}.weight" for name in lora.names(path, leaf.shape)]
-        for path, leaf in shapes.items()
-    }
+    names = {path: PEFT.keys_of(path, leaf.shape) for path, leaf in shapes.items()}
     b1, b2 = adamw["betas"]
     settings = AdamW(b1, b2, adamw["eps"], adamw["weight_decay"])
     return make_optimizer(config, names, settings), config.schedule
@@ -162,4 +162,6 @@ def _draws(golden: Golden) -> list[Draw]:
     if len(sizes := {int(n) for n in given.flat if n}) > 1:
         raise InputError(f"input.cond_mask: got {sorted(sizes)} tokens, expected one first frame")
     noises = zip(inputs["sigma"], inputs["video.noise"], inputs["audio.noise"], given, strict=True)
-    return [Draw(sigma, video, audio, n > 0) for sigma, video, audio, n in noises]
+    return [
+        Draw(*map(jnp.asarray, (sigma, video, audio, n > 0))) for sigma, video, audio, n in noises
+    ]
