@@ -27,7 +27,7 @@ from justdubit_jax.planning.memory import (
     Program,
     compile_step,
     device_memory,
-    peak_flops,
+    peak_flops_of_mesh,
     shape_of_size,
 )
 from justdubit_jax.planning.show import show, summary
@@ -111,12 +111,20 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
 
         first_step = int(state.step)
         logs = open_logs(folder, run.wandb, first_step, str(config))
-        rates, peak = curves(run.optimizer), peak_flops(mesh)
+        rates, peak = curves(run.optimizer), peak_flops_of_mesh(mesh)
         metrics = Metrics(folder, first_step, rates, display, logs, peak)
         rounds = Rounds(
-            training, validation, source, prepared, held_out, first_step, display, metrics, logs
+            training,
+            validation,
+            source,
+            prepared,
+            held_out,
+            first_step,
+            display,
+            metrics,
+            logs,
+            lambda: interrupt.asked,
         )
-        rounds.interrupted = lambda: interrupt.asked
         interrupt.guarded = True
         rounds.catch_up(Weights(state.adapters, frozen))
         stopped = interrupt.asked

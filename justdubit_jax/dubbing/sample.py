@@ -154,7 +154,7 @@ def compiled_loop(graphdef: nnx.GraphDef, settings: SamplingSettings, mesh: Mesh
     def run(
         weights: lora.Weights, conditions: Conditions, sampled: TokenPair, levels: Array
     ) -> TokenPair:
-        model: Any = lora.merge(graphdef, *weights)
+        model = lora.merge(graphdef, *weights)
         return denoise(model, *conditions, levels, settings, sampled)
 
     return run

@@ -5,9 +5,8 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from justdubit_jax.errors import InputError
+from justdubit_jax.files import open_tensors
 from justdubit_jax.models.transformer_config import CrossTimestep
 
 
@@ -43,12 +42,8 @@ class LoRARecord:
 
 def read_record(path: Path) -> LoRARecord:
     """The record of a LoRA file. Raises InputError if the file cannot be read."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: not a readable LoRA file: {error}") from None
-    return LoRARecord.from_metadata(metadata, path)
+    with open_tensors(path, "LoRA file") as file:
+        return LoRARecord.from_metadata(file.metadata() or {}, path)
 
 
 def _number(text: str) -> float:

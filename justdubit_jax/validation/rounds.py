@@ -22,7 +22,8 @@ from justdubit_jax.weights.checkpoint import Checkpoint
 class Rounds:
     """What is looked at while training: samples, held-out loss, which checkpoint is the best.
 
-    All of it draws from keys of its own and changes nothing in the training.
+    All of it draws from keys of its own and changes nothing in the training. `interrupted` is asked
+    between pieces of the sampling, and ends it.
     """
 
     def __init__(
@@ -36,20 +37,14 @@ class Rounds:
         display: Display,
         metrics: Metrics,
         logs: Sequence[Log],
+        interrupted: Callable[[], bool],
     ):
-        self.interrupted: Callable[[], bool] = lambda: False
         self._run, self._validation, self._first_step = training.run, validation, first_step
         self._display, self._metrics = display, metrics
         self._writer = self._holdout = None
         if prepared:
             self._writer = SampleWriter(
-                training,
-                validation,
-                checkpoint,
-                prepared,
-                display,
-                logs,
-                lambda: self.interrupted(),
+                training, validation, checkpoint, prepared, display, logs, interrupted
             )
         if held_out:
             self._holdout = Holdout(training, held_out, first_step, logs)
