@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -91,6 +91,12 @@ def parse_config(argv: Sequence[str]) -> ConfigDict:
     if rest[1:]:
         raise InputError(f"command line: unexpected {' '.join(rest[1:])!r}")
     return config
+
+
+def read_config(path: str | Path, changes: Mapping[str, object]) -> ConfigDict:
+    """A config file with other values of some keys, locked: what the command line gives."""
+    flags_of = [f"--config.{key}={value}" for key, value in changes.items()]
+    return parse_config(["", "--config", str(path), *flags_of])
 
 
 def byte_count(text: str) -> int:

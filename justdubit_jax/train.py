@@ -27,7 +27,7 @@ from justdubit_jax.planning.memory import (
     Program,
     compile_step,
     device_memory,
-    peak_flops,
+    peak_flops_of_mesh,
     shape_of_size,
 )
 from justdubit_jax.planning.show import show, summary
@@ -111,29 +111,40 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
 
         first_step = int(state.step)
         logs = open_logs(folder, run.wandb, first_step, str(config))
-        rates, peak = curves(run.optimizer), peak_flops(mesh)
+        rates, peak = curves(run.optimizer), peak_flops_of_mesh(mesh)
         metrics = Metrics(folder, first_step, rates, display, logs, peak)
         rounds = Rounds(
-            training, validation, source, prepared, held_out, first_step, display, metrics, logs
+            training,
+            validation,
+            source,
+            prepared,
+            held_out,
+            first_step,
+            display,
+            metrics,
+            logs,
+            lambda: interrupt.asked,
         )
-        rounds.interrupted = lambda: interrupt.asked
         interrupt.guarded = True
         rounds.catch_up(Weights(state.adapters, frozen))
         stopped = interrupt.asked
         try:
-            for step in range(first_step + 1, run.steps + 1):
-                if stopped:
-                    break
-                group, samples, batch = next(batches)
-                program = programs[group.shape].result()
-                state, values = program.run(state, frozen, place_batch(training, batch))
-                paths = [str(sample.files["latents"]) for sample in samples]
-                metrics.add(step, values, paths, program.plan.flops.model)
-                stopped = interrupt.reached(step)
-                if stopped or is_saved(step, run.steps, run.checkpoint_interval):
-                    save(training, checkpoints, state, batches, mark)
-                if not stopped:
-                    rounds.after(step, Weights(state.adapters, frozen))
+            # What is sent to the devices is sent on purpose: an array that a step takes along by
+            # accident would be sent anew in each of them.
+            with jax.transfer_guard_host_to_device("disallow"):
+                for step in range(first_step + 1, run.steps + 1):
+                    if stopped:
+                        break
+                    group, samples, batch = next(batches)
+                    program = programs[group.shape].result()
+                    state, values = program.run(state, frozen, place_batch(training, batch))
+                    paths = [str(sample.files["latents"]) for sample in samples]
+                    metrics.add(step, values, paths, program.plan.flops.model)
+                    stopped = interrupt.reached(step)
+                    if stopped or is_saved(step, run.steps, run.checkpoint_interval):
+                        save(training, checkpoints, state, batches, mark)
+                    if not stopped:
+                        rounds.after(step, Weights(state.adapters, frozen))
             metrics.close()
         except NotFinite as error:
             save(training, checkpoints, state, batches, mark)

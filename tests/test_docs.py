@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from justdubit_jax import cli
 
 PACKAGE = REPO / "justdubit_jax"
+ROOMS = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted(REPO.glob("docs/*.md"))]
 of_every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
@@ -52,6 +53,9 @@ def test_commands_and_tools_are_there(page):
     assert not [name for name, files in homes.items() if not any(f.exists() for f in files)]
     paths = re.findall(r"(?<![\w/])(?:tools|tests|configs|docs|\.ci)/[\w./-]*", text)
     assert not [path for path in paths if not (REPO / path).exists()]
+    rooms = "|".join(sorted(ROOMS))
+    files = re.findall(rf"(?<![\w/])(?:{rooms})/\w+\.py", text)
+    assert not [file for file in files if not (PACKAGE / file).exists()]
 
 
 @of_every_page
@@ -63,8 +67,7 @@ def test_config_keys_are_those_of_the_config(page, known_keys):
 
 
 def test_the_readme_maps_every_room():
-    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    missing = {name for name in rooms if f"`{name}/`" not in code(REPO / "README.md")}
+    missing = {name for name in ROOMS if f"`{name}/`" not in code(REPO / "README.md")}
     assert not missing
 
 

@@ -65,7 +65,7 @@ def test_whose_timesteps_modulate_is_asked_for_or_the_checkpoints(demo, tmp_path
     run = settings.read(config(demo, tmp_path, f"--config.model.cross_timestep={asked}"))
     mesh = sharding.make_mesh(*run.mesh)
     training = prepare_training(run, open_checkpoint(run.model_path).config, mesh)
-    assert training.cross_timestep == rule
+    assert training.objective.cross_timestep == rule
 
 
 SHORT = ("--config.optimization.steps=4", "--config.checkpoints.interval=2")

@@ -16,7 +16,6 @@ To support another list of tensors, write its functions in parity/cases.py, give
 in LIMITS, and enter the list in SUPPORTED.
 """
 
-import argparse
 import collections
 import re
 import sys
@@ -24,7 +23,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -224,14 +223,9 @@ def failed(path: Path, error: Exception) -> collections.Counter[str]:
     return collections.Counter(FAIL=1)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"command line: {message}")
-
-
 def parse() -> tuple[list[Path], Path | None]:
     """The golden files of the command line, and the folder to write to."""
-    parser = _Parser(description=(__doc__ or "").partition("\n")[0])
+    parser = cli.Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", metavar="GOLDEN_DIR", type=Path)
     parser.add_argument("--only", metavar="NAME", help="one file, without .safetensors")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where to write what was computed")

@@ -154,16 +154,16 @@ def compiled_loop(graphdef: nnx.GraphDef, settings: SamplingSettings, mesh: Mesh
     def run(
         weights: lora.Weights, conditions: Conditions, sampled: TokenPair, levels: Array
     ) -> TokenPair:
-        model: Any = lora.merge(graphdef, *weights)
+        model = lora.merge(graphdef, *weights)
         return denoise(model, *conditions, levels, settings, sampled)
 
     return run
 
 
 def target_latents(
-    job: Job, sampled: TokenPair, conditions: Conditions, layout: Layout
+    job: Job, sampled: Sequence[np.ndarray], conditions: Conditions, layout: Layout
 ) -> LatentPair:
-    """The target part of sampled tokens as latents [c, f, y, x] and [c, t, m]."""
+    """The target part of sampled tokens, of video and audio, as latents [c, f, y, x], [c, t, m]."""
     video, audio = (
         np.array(x[:, stream.reference.shape[1] :])
         for x, stream in zip(sampled, conditions, strict=True)

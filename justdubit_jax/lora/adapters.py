@@ -1,7 +1,7 @@
 """LoRA adapters in a model: where they go, how they start, how a model is split and merged."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ from flax import nnx
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora.dialects import module_name
 from justdubit_jax.models.layers import Linear, LoRA
-from justdubit_jax.models.transformer import Transformer
+from justdubit_jax.models.transformer import PrepareBlock, Transformer
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.weights.keys import TRANSFORMER
 
@@ -100,14 +100,14 @@ def init(shapes: Mapping[str, Any], key: jax.Array) -> Adapters:
     return adapters
 
 
-def split(model: nnx.Module) -> tuple[nnx.GraphDef, Adapters, Any]:
+def split(model: Transformer) -> tuple[nnx.GraphDef, Adapters, Any]:
     """A model as (structure, adapters by path, the rest as pure arrays), for `merge`."""
     graphdef, adapters, rest = nnx.split(model, nnx.LoRAParam, ...)
     flat = nnx.to_flat_state(nnx.as_pure(adapters))
     return graphdef, {".".join(map(str, path)): leaf for path, leaf in flat}, nnx.as_pure(rest)
 
 
-def merge(graphdef: nnx.GraphDef, adapters: Adapters, rest: Any) -> nnx.Module:
+def merge(graphdef: nnx.GraphDef, adapters: Adapters, rest: Any) -> Transformer:
     """The inverse of `split`; runs inside jit and under gradients."""
     flat = [
         (tuple(int(p) if p.isdigit() else p for p in path.split(".")), leaf)
@@ -116,7 +116,7 @@ def merge(graphdef: nnx.GraphDef, adapters: Adapters, rest: Any) -> nnx.Module:
     return nnx.merge(graphdef, nnx.from_flat_state(flat), rest)
 
 
-def seed_all(model: Any, key: jax.Array) -> Callable[[nnx.Module, Any], None]:
+def seed_all(model: Transformer, key: jax.Array) -> PrepareBlock:
     """Seed a Transformer's dropout outside the blocks; returns its `prepare_block`, for inside."""
     outside, inside = jax.random.split(key)
     seed_dropout(model.video, jax.random.fold_in(outside, 0))

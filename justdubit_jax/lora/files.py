@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from justdubit_jax.errors import InputError
 from justdubit_jax.files import open_tensors, save_safetensors
@@ -77,13 +78,15 @@ def _block(leaf: Any, layer: int | None) -> Any:
     return leaf[layer]
 
 
-def write_file(path: Path, adapters: Adapters, dtype: Any, metadata: Mapping[str, str]) -> None:
+def write_file(
+    path: str | Path, adapters: Adapters, dtype: DTypeLike, metadata: Mapping[str, str]
+) -> None:
     """Write adapters as a LoRA file, atomically. Raises InputError if one is not finite."""
     tensors = file_tensors({name: np.asarray(leaf) for name, leaf in adapters.items()})
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise InputError(f"{path}: not written: {name} is not finite")
-    save_safetensors(path, {n: t.astype(dtype) for n, t in tensors.items()}, metadata)
+    save_safetensors(Path(path), {n: t.astype(dtype) for n, t in tensors.items()}, metadata)
 
 
 def read_file(path: Path, shapes: Mapping[str, Any]) -> Adapters:

@@ -144,7 +144,7 @@ def sample_flops(training: Training, shape: SampleShape) -> StepFlops:
     return StepFlops(model, total)
 
 
-def peak_flops(mesh: Mesh) -> float | None:
+def peak_flops_of_mesh(mesh: Mesh) -> float | None:
     """Operations per second of all devices of a mesh, if the device is known."""
     one = flops.peak_flops(mesh.devices.flat[0].device_kind)
     return None if one is None else one * mesh.size
@@ -188,7 +188,7 @@ def _loss(
     batch: Batch,
     draws: Draw,
 ) -> jax.Array:
-    model: Any = lora.merge(training.graphdef, adapters, frozen)
+    model = lora.merge(training.graphdef, adapters, frozen)
     return objective.loss(model, batch, draws, shape.grid)[0]
 
 

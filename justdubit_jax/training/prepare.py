@@ -46,7 +46,7 @@ class Training:
     objective: Objective
     optimizer: optax.GradientTransformationExtraArgs
     place: State  # shardings
-    step: Any  # jitted
+    step: jax.stages.Wrapped
 
     @property
     def abstract_state(self) -> State:

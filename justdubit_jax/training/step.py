@@ -49,7 +49,7 @@ def make_step(
     optimizer: optax.GradientTransformationExtraArgs,
     mesh: Mesh,
     place: State,
-) -> Any:
+) -> jax.stages.Wrapped:
     """The jitted step: (state, frozen, micro-batches, grid) -> (state, metrics); state is donated.
 
     The gradient is the mean of those of the micro-batches' losses. A step whose loss or gradient is
@@ -62,7 +62,7 @@ def make_step(
         draws = objective.draw(draw_key, batch, grid[0])
 
         def loss(adapters: Adapters) -> Any:
-            model: Any = lora.merge(graphdef, adapters, frozen)
+            model = lora.merge(graphdef, adapters, frozen)
             seed_block = lora.seed_all(model, dropout_key) if config.dropout else None
             return objective.loss(model, batch, draws, grid, seed_block)
 

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import zlib
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from justdubit_jax.devices import processes, sharding
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.tokens import Layout
 from justdubit_jax.training.objective import Draw, Errors, Objective, Terms
+from justdubit_jax.training.step import Grid
 
 SIGMAS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -46,9 +46,9 @@ class FixedLoss:
         # Whole on every device, since each process reads them all.
         @jax.jit(static_argnames="grid", out_shardings=sharding.replicated(mesh))
         def terms(
-            weights: lora.Weights, batch: Batch, draws: Draw, sigma: Array, grid: Any
+            weights: lora.Weights, batch: Batch, draws: Draw, sigma: Array, grid: Grid
         ) -> Terms:
-            model: Any = lora.merge(graphdef, *weights)
+            model = lora.merge(graphdef, *weights)
             draws = draws._replace(sigma=jnp.full_like(draws.sigma, sigma))
             errors = objective.errors(model, batch, draws, grid)
             return jax.vmap(of_sample)(errors, batch.face_mask)

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+import jax
+
 from justdubit_jax.data.samples import SampleFiles
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.runs.display import Display
@@ -20,7 +22,8 @@ from justdubit_jax.weights.checkpoint import Checkpoint
 class Rounds:
     """What is looked at while training: samples, held-out loss, which checkpoint is the best.
 
-    All of it draws from keys of its own and changes nothing in the training.
+    All of it draws from keys of its own and changes nothing in the training. `interrupted` is asked
+    between pieces of the sampling, and ends it.
     """
 
     def __init__(
@@ -34,20 +37,14 @@ class Rounds:
         display: Display,
         metrics: Metrics,
         logs: Sequence[Log],
+        interrupted: Callable[[], bool],
     ):
-        self.interrupted: Callable[[], bool] = lambda: False
         self._run, self._validation, self._first_step = training.run, validation, first_step
         self._display, self._metrics = display, metrics
         self._writer = self._holdout = None
         if prepared:
             self._writer = SampleWriter(
-                training,
-                validation,
-                checkpoint,
-                prepared,
-                display,
-                logs,
-                lambda: self.interrupted(),
+                training, validation, checkpoint, prepared, display, logs, interrupted
             )
         if held_out:
             self._holdout = Holdout(training, held_out, first_step, logs)
@@ -73,7 +70,7 @@ class Rounds:
 
     def look(self, step: int, weights: lora.Weights) -> None:
         """Samples and held-out loss."""
-        with self._metrics.pause():
+        with self._metrics.pause(), jax.transfer_guard_host_to_device("allow"):
             if self._writer:
                 self._writer.write(step, weights)
                 self._metrics.curve()
@@ -83,6 +80,6 @@ class Rounds:
 
     def _rank(self, step: int, weights: lora.Weights) -> None:
         if self._validation.keep_best and self._holdout:
-            with self._metrics.pause():
+            with self._metrics.pause(), jax.transfer_guard_host_to_device("allow"):
                 record = self._holdout.measure(step, weights)
                 self._holdout.name_best(record, RunFolder(self._run.output_dir).lora(step))

@@ -1,6 +1,5 @@
 """States on disk: the mean, saves that fail, and reading beside a run that saves."""
 
-import contextlib
 import shutil
 
 import jax.numpy as jnp
