@@ -89,6 +89,7 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
         background() as compiler,
         Checkpoints(folder.state) as checkpoints,
         Display(console, run.steps) as display,
+        contextlib.ExitStack() as opened,
     ):
         names = (files.name for group in groups for files in group.samples)
         mark = fingerprint(config, source.shapes, names)
@@ -113,6 +114,7 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
         logs = open_logs(folder, run.wandb, first_step, str(config))
         rates, peak = curves(run.optimizer), peak_flops_of_mesh(mesh)
         metrics = Metrics(folder, first_step, rates, display, logs, peak)
+        opened.callback(metrics.release)
         rounds = Rounds(
             training,
             validation,

@@ -125,11 +125,17 @@ class Metrics:
             loss_curve_png(self._picture, self._records)
 
     def close(self) -> None:
+        """Write the step that is waiting, and release the files."""
         self.flush()
+        self.release()
+
+    def release(self) -> None:
+        """Close the files and the logs as they are; also on the way out of an error."""
         if self._file is not None:
             self._file.close()
         for log in self._logs:
             log.close()
+        self._logs = ()
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
