@@ -131,22 +131,22 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
         rounds.catch_up(Weights(state.adapters, frozen))
         stopped = interrupt.asked
         try:
-            # What is sent to the devices is sent on purpose: an array that a step takes along by
-            # accident would be sent anew in each of them.
-            with jax.transfer_guard_host_to_device("disallow"):
-                for step in range(first_step + 1, run.steps + 1):
-                    if stopped:
-                        break
-                    group, samples, batch = next(batches)
-                    program = programs[group.shape].result()
-                    state, values = program.run(state, frozen, place_batch(training, batch))
-                    paths = [str(sample.files["latents"]) for sample in samples]
-                    metrics.add(step, values, paths, program.plan.flops.model)
-                    stopped = interrupt.reached(step)
-                    if stopped or is_saved(step, run.steps, run.checkpoint_interval):
-                        save(training, checkpoints, state, batches, mark)
-                    if not stopped:
-                        rounds.after(step, Weights(state.adapters, frozen))
+            for step in range(first_step + 1, run.steps + 1):
+                if stopped:
+                    break
+                group, samples, batch = next(batches)
+                program = programs[group.shape].result()
+                placed = place_batch(training, batch)
+                # An array of the host that a step took along would be sent anew in each of them.
+                with jax.transfer_guard_host_to_device("disallow"):
+                    state, values = program.run(state, frozen, placed)
+                paths = [str(sample.files["latents"]) for sample in samples]
+                metrics.add(step, values, paths, program.plan.flops.model)
+                stopped = interrupt.reached(step)
+                if stopped or is_saved(step, run.steps, run.checkpoint_interval):
+                    save(training, checkpoints, state, batches, mark)
+                if not stopped:
+                    rounds.after(step, Weights(state.adapters, frozen))
             metrics.close()
         except NotFinite as error:
             save(training, checkpoints, state, batches, mark)

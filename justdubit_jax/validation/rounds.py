@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import jax
-
 from justdubit_jax.data.samples import SampleFiles
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.runs.display import Display
@@ -70,7 +68,7 @@ class Rounds:
 
     def look(self, step: int, weights: lora.Weights) -> None:
         """Samples and held-out loss."""
-        with self._metrics.pause(), jax.transfer_guard_host_to_device("allow"):
+        with self._metrics.pause():
             if self._writer:
                 self._writer.write(step, weights)
                 self._metrics.curve()
@@ -80,6 +78,6 @@ class Rounds:
 
     def _rank(self, step: int, weights: lora.Weights) -> None:
         if self._validation.keep_best and self._holdout:
-            with self._metrics.pause(), jax.transfer_guard_host_to_device("allow"):
+            with self._metrics.pause():
                 record = self._holdout.measure(step, weights)
                 self._holdout.name_best(record, RunFolder(self._run.output_dir).lora(step))
