@@ -14,7 +14,8 @@ from pathlib import Path
 
 import orbax.checkpoint as ocp
 
-_ORBAX = str(Path(ocp.__file__).parent)
+# By what a record is known as a save's: Orbax's source files, TensorStore's kind of database.
+_ORBAX, _DATABASE = str(Path(ocp.__file__).parent), "OCDBT database"
 _LOGGERS = "absl", "asyncio"  # where the errors of Orbax's threads and of its tasks go
 
 
@@ -58,6 +59,7 @@ class ThreadErrors:
 
 
 def _is_of_another(record: logging.LogRecord) -> bool:
-    """Whether a record is no error of Orbax's, by the source file that it is from or speaks of."""
-    of_orbax = record.pathname.startswith(_ORBAX) or _ORBAX in record.getMessage()
-    return record.levelno < logging.ERROR or not of_orbax
+    """Whether a record is no error of a save, by where it is from and what it speaks of."""
+    message = record.getMessage()
+    of_a_save = record.pathname.startswith(_ORBAX) or _ORBAX in message or _DATABASE in message
+    return record.levelno < logging.ERROR or not of_a_save

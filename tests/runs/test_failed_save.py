@@ -1,5 +1,7 @@
 """Saves that fail, in processes of their own: what is printed, and what is not."""
 
+import asyncio
+import gc
 import logging
 import re
 import subprocess
@@ -7,8 +9,10 @@ import sys
 from pathlib import Path
 
 import jax.numpy as jnp
+import tensorstore
 from helpers.commands import REPO
 
+from justdubit_jax.runs.failed_save import ThreadErrors
 from justdubit_jax.runs.state import Checkpoints
 from justdubit_jax.training.step import State
 
@@ -74,6 +78,31 @@ def test_unrelated_errors_are_printed_as_ever(tmp_path):
             assert said in done.stderr
     assert done.stderr.count("Unrelated.__del__") == 3
     assert done.stderr.count("Traceback") == 6 and done.stderr.count("a step was not saved") == 1
+
+
+def test_what_nobody_awaited_is_left_out(tmp_path, caplog):
+    """A future of TensorStore's that fails when nobody waits any more: asyncio logs it."""
+    damaged = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": f"file://{tmp_path}/"}}
+    (tmp_path / "manifest.ocdbt").write_bytes(b"no manifest")
+
+    async def left_alone():
+        lost = asyncio.get_running_loop().create_future()
+        lost.set_exception((await asyncio.wait([as_task(damaged)]))[0].pop().exception())
+
+    async def opening(spec):
+        await tensorstore.open(spec)
+
+    def as_task(spec):
+        return asyncio.ensure_future(opening(spec))
+
+    for errors, records in ((ThreadErrors(), 0), (None, 1)):
+        if errors:
+            errors.begin()
+        asyncio.run(left_alone())
+        gc.collect()
+        assert len(caplog.records) == records
+        if errors:
+            errors.complete()
 
 
 def process_wide() -> list:
