@@ -3,17 +3,18 @@
 import json
 import re
 import shutil
+import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers.commands import run_module
+from helpers.commands import REPO, run_module
 from helpers.lines import json_lines
 from helpers.toy import config, export, one_step
 from safetensors import safe_open
 
-from justdubit_jax import train
+from justdubit_jax import cli, train
 from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
@@ -215,7 +216,18 @@ def test_a_lora_file_that_does_not_fit_is_named_with_its_key(demo, tmp_path, fla
         (),
     ],
 )
-def test_a_wrong_command_line_is_one_line_and_exit_code_2(arguments):
-    done = run_module("justdubit_jax.train", *arguments)
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    monkeypatch.chdir(REPO)
+    monkeypatch.setattr(cli, "set_up_jax", lambda: None)  # it would last beyond the test
+    with pytest.raises(SystemExit) as ended:
+        cli.exiting(train.command)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1, said
+
+
+def test_so_it_is_in_a_shell():
+    done = run_module("justdubit_jax.train", "--config", "configs/nowhere.py")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr

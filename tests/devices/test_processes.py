@@ -58,6 +58,7 @@ def start(demo: Path, output: Path, *flags: str) -> list[subprocess.Popen[str]]:
     ]
 
 
+@pytest.mark.deep
 def test_two_processes_train_as_one_does(demo, tmp_path):
     processes = start(demo, tmp_path / "two", *FLAGS)
     printed = [process.communicate(timeout=300) for process in processes]

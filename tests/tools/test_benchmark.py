@@ -52,6 +52,7 @@ def in_process(monkeypatch):
     return run
 
 
+@pytest.mark.deep
 def test_decoding_is_measured_in_processes_of_its_own(tmp_path, in_process):
     arguments = ("--resolution", "64x64", "--frames", 1, 9, "--json", tmp_path / "decode.json")
     in_process("decode", *arguments)

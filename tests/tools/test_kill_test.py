@@ -1,9 +1,11 @@
 import subprocess
 import sys
 
+import pytest
 from helpers.commands import ONE_DEVICE, REPO
 
 
+@pytest.mark.deep
 def test_a_kill_at_a_random_moment_changes_nothing(demo):
     """The short form; `tools/kill_test.py --kills 20` is the long one."""
     command = [sys.executable, "tools/kill_test.py", "--kills", "1", "--steps", "6", "--plain"]
