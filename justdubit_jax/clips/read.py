@@ -117,9 +117,10 @@ def read_audio(
     """The sound of a clip's first `seconds`, stereo, in -1..1.
 
     It is cut at its own rate, to int(seconds * rate) samples, before it is brought to
-    `sample_rate`, as in the reference. Sample 0 belongs to the first frame of the video: sound that starts earlier is cut, later is
-    preceded by silence; so is a gap. Mono is doubled, more channels are mixed down; the end is
-    padded with silence. Raises InputError for files without sound or damaged.
+    `sample_rate`, as in the reference. Sample 0 belongs to the first frame of the video: sound
+    that starts earlier is cut, later is preceded by silence; so is a gap. Mono is doubled, more
+    channels are mixed down; the end is padded with silence. Raises InputError for files without
+    sound or damaged.
     """
     path = Path(path)
     with _open(path) as container:
