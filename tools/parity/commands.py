@@ -8,7 +8,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,6 @@ PRECOMPUTED = {
     "text.audio_context": ("conditions", "audio_context"),
     "mask": ("masks", "masks"),
 }
-_MODALITIES = "video", "audio"
 _CONFIG = Path(__file__).parents[2] / "configs/dub.py"
 
 
@@ -149,8 +148,10 @@ def _one_step(world: World, run: settings.Settings) -> Tensors:
     return metrics
 
 
-def training_config(world: World, data: Path, first_frame_p: float) -> ConfigDict:
-    """The published run's config with what `meta` says, on one device in float32."""
+def training_config(
+    world: World, data: Path, first_frame_p: float, changes: Mapping[str, object] | None = None
+) -> ConfigDict:
+    """The published run's config with what `meta` says and `changes`, on one device in float32."""
     meta, adapters = world.golden.meta, lora_files.config_of(world.lora)
     strategy, mask = "training_strategy", "training_strategy.mask_config"
     return cli.read_config(
@@ -168,6 +169,7 @@ def training_config(world: World, data: Path, first_frame_p: float) -> ConfigDic
             **{f"{mask}.{key}": value for key, value in meta["mask_loss"].items()},
             "acceleration.mixed_precision_mode": "no",
             "mesh.data": 1,
+            **(changes or {}),
         },
     )
 
@@ -227,14 +229,30 @@ class Dubbed:
             "decoded.waveform": self.sound,
             "decoded.rates": np.array([float(self.fps), self.rate]),
         }
-        found |= {
-            f"own_noise.{name}": x for name, x in zip(_MODALITIES, self.own_noise, strict=True)
-        }
-        for name, stream in zip(_MODALITIES, self.conditions, strict=True):
+        streams = zip(("video", "audio"), self.conditions, self.own_noise, strict=True)
+        for name, stream, noise in streams:
+            found[f"own_noise.{name}"] = noise
             found[f"state.{name}.tokens"] = stream.start()
             found[f"state.{name}.positions"] = stream.positions
             found[f"state.{name}.noisy"] = ~stream.is_clean()
         return {name: np.asarray(x) for name, x in found.items()}
+
+
+def sampler_with_given_noise(world: World, seen: dict[str, Any]) -> type[Sampler]:
+    """A Sampler with the set's noise; `seen` gets what it conditions on, and the noise it drew."""
+
+    class GivenNoise(Sampler):
+        def conditions(self, request: Request) -> Conditions:
+            video, audio = super().conditions(request)
+            inputs = world.golden.inputs
+            given = (
+                video._replace(noise=inputs["video_noise"]),
+                audio._replace(noise=inputs["audio_noise"]),
+            )
+            seen.update(own_noise=(video.noise, audio.noise), conditions=given)
+            return given
+
+    return GivenNoise
 
 
 def dubbed(
@@ -244,17 +262,7 @@ def dubbed(
 
     `request` takes the place of what is read and encoded, `sampled` that of what the decoders get.
     """
-    inputs, seen = world.golden.inputs, {}
-
-    class GivenNoise(Sampler):
-        def conditions(self, request: Request) -> Conditions:
-            streams = zip(super().conditions(request), _MODALITIES, strict=True)
-            own, given = zip(
-                *((s.noise, s._replace(noise=inputs[f"{name}_noise"])) for s, name in streams),
-                strict=True,
-            )
-            seen.update(own_noise=own, conditions=given)
-            return given
+    seen: dict[str, Any] = {}
 
     def requested(*args: Any) -> Request:
         seen["request"] = make_request(*args) if request is None else request
@@ -273,7 +281,7 @@ def dubbed(
         for name, replacement in {
             "clip_job": functools.partial(clip_job, max_frames=world.bucket.frames),
             "make_request": requested,
-            "Sampler": GivenNoise,
+            "Sampler": sampler_with_given_noise(world, seen),
             "decode_samples": decoded,
             "write_video": written,
         }.items():
