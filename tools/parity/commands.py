@@ -227,11 +227,8 @@ class Dubbed:
             "sample.audio_latents": self.latents[1],
             "decoded.frames": self.frames,
             "decoded.waveform": self.sound,
-            "decoded.rates": np.array([float(self.fps), self.rate]),
         }
-        streams = zip(("video", "audio"), self.conditions, self.own_noise, strict=True)
-        for name, stream, noise in streams:
-            found[f"own_noise.{name}"] = noise
+        for name, stream in zip(("video", "audio"), self.conditions, strict=True):
             found[f"state.{name}.tokens"] = stream.start()
             found[f"state.{name}.positions"] = stream.positions
             found[f"state.{name}.noisy"] = ~stream.is_clean()

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from parity import commands
-from parity.commands import PRECOMPUTED, World
+from parity.commands import PRECOMPUTED, Dubbed, World
 from parity.golden import Golden, Tensors
 from parity.table import Row
 
@@ -74,10 +74,14 @@ def chained(world: World, folder: Path) -> Tensors:
     found = read_files(world) | _caption(world)
     found |= commands.preprocessed(world, folder)
     found |= commands.trained(world, folder)
-    dub = commands.dubbed(world, folder)
-    assert dub.request.negative is not None
+    return found | of_dub(commands.dubbed(world, folder))
+
+
+def of_dub(dub: Dubbed) -> Tensors:
+    """What a dub made by the names of the set, its own encoding among it."""
     names = ("text.negative_video_context", "text.negative_audio_context")
-    found |= dict(zip(names, dub.request.negative, strict=True)) | dub.tensors()
+    assert dub.request.negative is not None
+    found = dict(zip(names, dub.request.negative, strict=True)) | dub.tensors()
     return found | {"latents.first_frame": np.asarray(dub.request.encoded.image)}
 
 
