@@ -158,3 +158,17 @@ def test_validation_writes_what_was_decoded(validated):
 def test_validation_draws_its_noise_by_the_seed(validated):
     noise = validated["own_noise"]
     jax.tree.map(np.testing.assert_array_equal, list(noise), by_seed(noise))
+
+
+@pytest.mark.deep
+def test_stages_start_from_what_is_stored(tmp_path):
+    """verify_parity's other run, on what the chain made: each stage must make the same of it."""
+    found = end_to_end.chained(WORLD, tmp_path)
+    stored = {name: x for name, x in found.items() if not name.startswith("decoded.")}
+    meta = {key: value for key, value in WORLD.golden.meta.items() if key != "every"}
+    meta["limit"] = dict.fromkeys(stored, 2e-5)
+    golden = dataclasses.replace(WORLD.golden, meta=meta, expect=stored)
+    world = dataclasses.replace(WORLD, golden=golden)
+    rows = list(end_to_end.compare(world, "expect", end_to_end.compute(world, "expect")))
+    assert end_to_end.runs_of(world) == ["expect", "chain"]
+    assert [str(row) for row in rows if row.verdict != "ok"] == []

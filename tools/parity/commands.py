@@ -166,6 +166,7 @@ def training_config(
             "lora.target_modules": adapters.target_modules,
             f"{strategy}.first_frame_conditioning_p": first_frame_p,
             f"{strategy}.enable_cross_attention_masking": meta["isolate"],
+            "validation.enable_cross_attention_masking": meta["isolate"],
             **{f"{mask}.{key}": value for key, value in meta["mask_loss"].items()},
             "acceleration.mixed_precision_mode": "no",
             "mesh.data": 1,
