@@ -146,6 +146,18 @@ def test_guidance_flags(demo, tmp_path):
     assert every.passes == tuple(Prediction)
 
 
+def test_the_rule_of_modulation_is_the_lora_files_unless_it_is_given(demo, tmp_path):
+    def rule(**change):
+        return dub.sampling_settings(dub.parse_arguments(arguments(demo, tmp_path, **change)))
+
+    path, tensors = tmp_path / "other.safetensors", {"a": np.zeros(1)}
+    save_file(tensors, path, {"cross_timestep": "other"})
+    assert rule().cross_timestep == "own"
+    assert rule(lora=path).cross_timestep == "other"
+    assert rule(lora=path, cross_timestep="own").cross_timestep == "own"
+    assert rule(cross_timestep="other").cross_timestep == "other"
+
+
 def test_an_unwritable_folder_is_one_line(demo, tmp_path):
     (tmp_path / "file").touch()
     done = run_module("justdubit_jax.dub", *arguments(demo, tmp_path, out=tmp_path / "file/x.mp4"))

@@ -8,6 +8,10 @@ shared weights and inputs). Its kind is the known name that `meta.component`, or
 starts with. All is computed in float32 at the highest matmul precision, on JAX's default device:
 so it also checks a new GPU, or a new version of JAX.
 
+A folder that holds a whole world instead (expect, checkpoint and lora.safetensors, gemma/ and
+dataset/) is computed by the commands, from file to file: `expect` has each stage from the stored
+results of the one before it, `chain` everything from the files on.
+
 Exit code 0: every error is within its limit. 1: one is not, or a file could not be computed (the
 others still are). 2: bad input. With --out, DIR/FILE.safetensors holds what was computed, under
 the names, shapes and types of the expectations.
@@ -27,8 +31,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from parity import end_to_end
 from parity.cases import CASES
 from parity.golden import Golden, Tensors
+from parity.table import WIDTH, Row
 from parity.training import learning_rates
 
 from justdubit_jax import cli
@@ -92,25 +98,6 @@ TOKEN_LIMITS = {r"\w+_(tokens|positions).*": 0.0, r"rope\..*": 1e-5}
 # Largest fair (got - want) / learning rate of trained parameters, over a group: max, rms. In the
 # group of the low rates it is mostly the rounding of values near 1.
 PARAMETER_LIMITS = {"default": (0.05, 2e-3), "low": (0.3, 0.05)}
-
-WIDTH = 48  # of a tensor's name in the table
-
-
-class Row(NamedTuple):
-    """One line of the table."""
-
-    tensor: str
-    error: float
-    limit: float
-    note: str = ""
-
-    @property
-    def verdict(self) -> str:
-        return "ok" if self.error <= self.limit else "FAIL"  # a NaN is not within any limit
-
-    def __str__(self) -> str:
-        numbers = f"{self.error:8.1e} {self.limit:8.1e}"
-        return f"{self.tensor:{WIDTH}} {numbers}  {self.verdict:5} {self.note}".rstrip()
 
 
 def kind_of(golden: Golden) -> str | None:
@@ -213,6 +200,26 @@ def verify(path: Path, out: Path | None) -> collections.Counter[str]:
     return tally
 
 
+def verify_world(folder: Path, only: str | None, out: Path | None) -> collections.Counter[str]:
+    """The same for a whole world, stage by stage and from its files on."""
+    tally: collections.Counter[str] = collections.Counter()
+    world = end_to_end.read_world(folder)
+    for run in [name for name in names_in(folder) if only in (None, name)]:
+        start = time.perf_counter()
+        try:
+            got = end_to_end.compute(world, run)
+        except Exception as error:
+            tally += failed(folder / run, error)
+            continue
+        rows = list(end_to_end.compare(world, run, got))
+        tally.update(row.verdict for row in rows)
+        print(f"\n{run} ({time.perf_counter() - start:.1f} s)", *rows, sep="\n  ")
+        if out is not None:
+            file = out / f"{run}.safetensors"
+            save_safetensors(file, {f"expect.{name}": x for name, x in got.items()}, {})
+    return tally
+
+
 def failed(path: Path, error: Exception) -> collections.Counter[str]:
     """Print why a file could not be compared; a surprise also as a traceback, on stderr."""
     reason = " ".join(str(error).split())
@@ -223,18 +230,25 @@ def failed(path: Path, error: Exception) -> collections.Counter[str]:
     return collections.Counter(FAIL=1)
 
 
-def parse() -> tuple[list[Path], Path | None]:
-    """The golden files of the command line, and the folder to write to."""
+class Arguments(NamedTuple):
+    """The command line: a folder, the one file or run of it that is asked for, where to write."""
+
+    folder: Path
+    only: str | None
+    out: Path | None
+
+
+def parse() -> Arguments:
+    """Raises InputError if there is nothing to compare, or the result cannot be written."""
     parser = cli.Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", metavar="GOLDEN_DIR", type=Path)
-    parser.add_argument("--only", metavar="NAME", help="one file, without .safetensors")
+    parser.add_argument("--only", metavar="NAME", help="one file, without .safetensors; or run")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where to write what was computed")
     arguments = parser.parse_args()
-    folder, only, out = arguments.folder, arguments.only, arguments.out
+    folder, only, out = Arguments(arguments.folder, arguments.only, arguments.out)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    paths = [p for p in sorted(folder.glob("*.safetensors")) if only in (None, p.stem)]
-    if not paths:
+    if not any(only in (None, name) for name in names_in(folder)):
         raise InputError(f"{folder}: no file {only or '*'}.safetensors")
     if out is not None:
         if out.resolve() == folder.resolve():
@@ -243,17 +257,29 @@ def parse() -> tuple[list[Path], Path | None]:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--out {out}: {error.strerror}") from None
-    return paths, out
+    return Arguments(folder, only, out)
+
+
+def names_in(folder: Path) -> list[str]:
+    """What can be compared: the runs of a whole world, else the golden files."""
+    if end_to_end.recognised(folder):
+        return end_to_end.runs_of(end_to_end.read_world(folder))
+    return sorted(path.stem for path in folder.glob("*.safetensors"))
 
 
 def main() -> None:
-    paths, out = parse()
+    folder, only, out = parse()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[attr-defined]
     jax.config.update("jax_default_matmul_precision", "highest")
     device = jax.devices()[0]
     print(f"jax {jax.__version__} on {device.platform} ({device.device_kind}), float32\n")
     print(f"  {'tensor':{WIDTH}} {'error':>8} {'limit':>8}  verdict")
-    tally = sum((verify(path, out) for path in paths), collections.Counter())
+    if end_to_end.recognised(folder):
+        tally = verify_world(folder, only, out)
+    else:
+        names = [name for name in names_in(folder) if only in (None, name)]
+        paths = [folder / f"{name}.safetensors" for name in names]
+        tally = sum((verify(path, out) for path in paths), collections.Counter())
     print("\n" + ", ".join(f"{count} {verdict}" for verdict, count in sorted(tally.items())))
     if tally["FAIL"]:
         sys.exit(1)

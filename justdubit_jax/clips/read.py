@@ -23,7 +23,8 @@ from av.stream import Disposition
 from av.video import VideoStream
 from jaxtyping import Float32, UInt8
 
-from justdubit_jax.clips.formats import EXACT, audio_frame
+from justdubit_jax.clips.formats import EXACT
+from justdubit_jax.clips.resample import resample
 from justdubit_jax.errors import InputError
 
 IMAGES = (".png", ".jpg", ".jpeg")
@@ -113,11 +114,13 @@ def read_video(path: str | Path, max_frames: int | None = None) -> Clip:
 def read_audio(
     path: str | Path, sample_rate: int, seconds: Fraction | float | int
 ) -> Float32[np.ndarray, "2 n"]:
-    """The sound of a clip's first `seconds`, stereo, int(seconds * sample_rate) samples in -1..1.
+    """The sound of a clip's first `seconds`, stereo, in -1..1.
 
-    Sample 0 belongs to the first frame of the video: sound that starts earlier is cut, later is
-    preceded by silence; so is a gap. Mono is doubled, more channels are mixed down; the end is
-    padded with silence. Raises InputError for files without sound or damaged.
+    It is cut at its own rate, to int(seconds * rate) samples, before it is brought to
+    `sample_rate`, as in the reference. Sample 0 belongs to the first frame of the video: sound
+    that starts earlier is cut, later is preceded by silence; so is a gap. Mono is doubled, more
+    channels are mixed down; the end is padded with silence. Raises InputError for files without
+    sound or damaged.
     """
     path = Path(path)
     with _open(path) as container:
@@ -126,13 +129,11 @@ def read_audio(
         stream = container.streams.audio[0]
         video = _video_streams(container)
         origin = _start(video[0] if video else stream)
-        sound, rate, end = _placed_samples(path, container, stream, origin, float(seconds))
+        sound, rate, end = _placed_samples(path, container, stream, origin, seconds)
         declared = _declared_end(stream) if video else None
         if declared is not None and end < min(declared, origin + float(seconds)) - 0.1:
             raise InputError(f"{path}: its audio ends at {end:.2f} s instead of {declared:.2f} s")
-    count = int(seconds * sample_rate)
-    sound = _resample(sound, rate, sample_rate)[:, :count]
-    return np.pad(sound, ((0, 0), (0, count - sound.shape[1])))
+    return resample(sound, rate, sample_rate)
 
 
 @contextlib.contextmanager
@@ -235,17 +236,18 @@ def _decode(path: Path, container: InputContainer, stream: Any) -> Iterator[Any]
 
 
 def _placed_samples(
-    path: Path, container: InputContainer, stream: AudioStream, origin: float, seconds: float
+    path: Path,
+    container: InputContainer,
+    stream: AudioStream,
+    origin: float,
+    seconds: Fraction | float | int,
 ) -> tuple[Float32[np.ndarray, "2 n"], int, float]:
-    """Decoded samples on a time line from `origin` on, their rate, and the time where they end.
-
-    The line is a little longer than `seconds`, so that resampling does not see the cut.
-    """
+    """`seconds` of decoded samples from `origin` on, their rate, and the time where they end."""
     line, rate, position = None, 0, None
     for frame in _decode(path, container, stream):
         if line is None:
             rate = frame.sample_rate
-            line = np.zeros((2, int((seconds + 0.1) * rate)), np.float32)
+            line = np.zeros((2, int(seconds * rate)), np.float32)
         if frame.sample_rate != rate:
             raise InputError(f"{path}: the rate of its audio changes at {frame.time} s")
         stamped = position if frame.time is None else round((frame.time - origin) * rate)
@@ -271,13 +273,3 @@ def _stereo(frame: AudioFrame) -> Float32[np.ndarray, "2 n"]:
     parts = [*converter.resample(frame), *converter.resample(None)]
     samples = np.concatenate([part.to_ndarray() for part in parts], axis=1)
     return np.broadcast_to(samples, (2, samples.shape[1]))
-
-
-def _resample(
-    sound: Float32[np.ndarray, "c n"], rate: int, new_rate: int
-) -> Float32[np.ndarray, "c m"]:
-    if rate == new_rate:
-        return sound
-    resampler = av.AudioResampler(format="fltp", rate=new_rate)
-    parts = [*resampler.resample(audio_frame(sound, rate)), *resampler.resample(None)]
-    return np.concatenate([part.to_ndarray() for part in parts], axis=1)

@@ -52,6 +52,15 @@ def test_colours_survive(tmp_path, color):
     assert np.abs(got.astype(int) - frames).max() <= 2  # 8-bit limited-range YUV
 
 
+def test_left_stays_left_and_as_loud_as_it_was(tmp_path):
+    t = np.arange(RATE) / RATE
+    sound = np.stack([0.5 * np.sin(880 * np.pi * t), 0.1 * np.sin(1400 * np.pi * t)])
+    write_video(tmp_path / "a.mp4", moving_bars(25), 25, sound.astype(np.float32), RATE)
+    got = read_audio(tmp_path / "a.mp4", RATE, 1)
+    difference = np.linalg.norm(got - sound, axis=1) / np.linalg.norm(sound, axis=1)
+    assert (difference < 0.1).all()  # of AAC
+
+
 @pytest.mark.parametrize("rate", [24_000, 48_000])
 def test_sound_and_picture_stay_together(tmp_path, rate):
     """A white frame and a click at the same instants of 20 s at 29.97 frames per second."""

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import verify_parity
 from helpers.golden import FOLDER
+from parity import end_to_end
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -89,3 +91,47 @@ def test_bad_input_is_one_line(arguments, reason):
     assert result.returncode == 2
     assert reason in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+WHOLE = FOLDER.with_name("golden_e2e")
+
+
+def test_a_whole_world_is_recognised_and_its_runs_are_named(tmp_path):
+    assert verify_parity.names_in(WHOLE) == ["chain"]  # trimmed of what the stages start from
+    assert "tokens" in verify_parity.names_in(FOLDER)
+    for name in end_to_end.FILES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        assert end_to_end.recognised(tmp_path) == (name == end_to_end.FILES[-1])
+
+
+def test_every_tensor_of_a_whole_world_has_its_limit(tmp_path, monkeypatch, capsys):
+    """A result within its limit passes; one beyond it, of another shape, or missing does not."""
+    world = end_to_end.read_world(WHOLE)
+    limits = world.golden.meta["chain_limit"]
+    right, wrong = {}, {}
+    for name, x in world.golden.expect.items():
+        if name.startswith("frames."):
+            right[name] = x ^ (np.arange(x.size).reshape(x.shape) % 3 == 0)  # a level, of a third
+            wrong[name] = x ^ 3
+        else:
+            right[name], wrong[name] = x * (1 - 0.9 * limits[name]), x * (1 - 1.1 * limits[name])
+    monkeypatch.setattr(end_to_end, "compute", lambda world, run: right)
+    assert verify_parity.verify_world(WHOLE, None, tmp_path).keys() == {"ok"}
+    assert set(load_file(tmp_path / "chain.safetensors")) == {f"expect.{name}" for name in right}
+    assert "chain (" in capsys.readouterr().out
+    for name in right:
+        for other in ({name: wrong[name]}, {name: right[name][None]}):
+            rows = list(end_to_end.compare(world, "chain", right | other))
+            assert {row.tensor for row in rows if row.verdict == "FAIL"} == {name}
+        rows = end_to_end.compare(world, "chain", {k: x for k, x in right.items() if k != name})
+        assert {row.tensor for row in rows if row.verdict == "FAIL"} == {name}
+
+
+def test_a_world_that_cannot_be_computed_fails(monkeypatch, capsys):
+    def fails(world, run):
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(end_to_end, "compute", fails)
+    assert verify_parity.verify_world(WHOLE, None, None) == {"FAIL": 1}
+    assert "FAIL: ValueError: no such thing" in capsys.readouterr().out

@@ -1,9 +1,16 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from helpers.toy import one_step
 
-from justdubit_jax.training.objective import Draw, Objective
+from justdubit_jax.data.batch import MicroBatches, StreamTokens
+from justdubit_jax.devices import sharding
+from justdubit_jax.training import step
+from justdubit_jax.training.objective import Draw, Objective, SigmaSampling
+from justdubit_jax.training.step import State, StepConfig, make_step
 
 
 def fixed_draw(self, key, batch, frames):
@@ -24,3 +31,36 @@ def test_accumulation_equals_one_large_batch(demo, tmp_path, monkeypatch):
         assert parts[0][name] == pytest.approx(want, rel=1e-5)  # float32 sums in another order
     for path, want in whole[1].items():
         np.testing.assert_allclose(parts[1][path], want, atol=1e-5 * np.abs(want).max())
+
+
+class Noise(Objective):
+    """An objective that is nothing but what it draws."""
+
+    def draw(self, key, batch, frames):
+        return jax.random.normal(key)
+
+    def loss(self, model, batch, draws, grid, prepare_block=None):
+        return model["a"] * draws, {"loss": draws}
+
+
+def test_every_step_and_seed_draws_other_noise(monkeypatch):
+    monkeypatch.setattr(step.lora, "merge", lambda graphdef, adapters, frozen: adapters)
+    mesh = sharding.make_mesh(1, 1)
+    everywhere, sgd = sharding.replicated(mesh), optax.with_extra_args_support(optax.sgd(0.1))
+    objective = Noise(SigmaSampling("uniform"), 0.0, None, True, "own", jnp.float32)
+    graphdef = nnx.split(nnx.Dict())[0]
+    nothing = StreamTokens(*(jnp.zeros((2, 1, 1, 1)) for _ in range(4)))
+
+    def drawn(seed: int) -> list[float]:
+        place = State({"a": everywhere}, everywhere, everywhere)
+        config = StepConfig(seed, 0.0, 0.0)
+        run = make_step(config, objective, graphdef, sgd, mesh, place)
+        adapters = {"a": jnp.float32(1)}
+        state, means = State(adapters, sgd.init(adapters), jnp.int32(0)), []
+        for _ in range(3):
+            state, metrics = run(state, None, MicroBatches(nothing, nothing, None), (1, 1, 1))
+            means.append(float(metrics["loss"]))
+        return means
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    assert first == again and len({*first, *other}) == 6
