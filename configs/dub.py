@@ -69,10 +69,12 @@ def get_config() -> config_dict.ConfigDict:
     c.optimization.scheduler_params = ()  # pairs, e.g. (("end_factor", 0.1),)
     c.optimization.warmup_steps = 0  # steps over which the rate grows to the schedule's
     c.optimization.ema_decay = 0.0  # of a running mean of the adapters, exported too; 0 is off
-    # Recompute blocks in the backward pass: True, False, or what to keep: "attention" saves the
-    # attention outputs, "offload" moves the blocks' inputs to host memory.
+    # What the backward pass recomputes of the blocks: True, all but their inputs; False, nothing.
+    # "attention" keeps the attention's outputs, "keys" its keys and values too, "queries" all of
+    # them; "offload" moves the blocks' inputs to host memory. "auto" is the first of "queries",
+    # "keys", "attention" that fits the device, else True; so it is where the device does not tell.
     c.optimization.enable_gradient_checkpointing = config_dict.FieldReference(
-        True, field_type=object
+        "auto", field_type=object
     )
 
     c.acceleration = config_dict.ConfigDict()

@@ -30,6 +30,7 @@ from justdubit_jax.planning.memory import (
     peak_flops_of_mesh,
     shape_of_size,
 )
+from justdubit_jax.planning.remat import keeping_what_fits
 from justdubit_jax.planning.show import show, summary
 from justdubit_jax.planning.stand_in import flash_stand_in
 from justdubit_jax.runs.display import Display
@@ -94,6 +95,8 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
         names = (files.name for group in groups for files in group.samples)
         mark = fingerprint(config, source.shapes, names)
         newest, meta = continued(console, checkpoints, mark)
+        if run.remat is None:
+            training = keeping_what_fits(training, largest(groups), device_memory())
         # Before the transformer takes the memory.
         prepared = prepare_validation(run, validation, source)
         programs = compile_steps(compiler, training, groups)
@@ -174,6 +177,8 @@ def dry_run(config: ConfigDict, memory: int | None) -> None:
         v.check_size(training.layout)
         size = v.width, v.height, v.frames, v.frame_rate
         shape = shape_of_size(training.config, training.layout, *size)
+    if run.remat is None:
+        training = keeping_what_fits(training, shape, memory or device_memory())
     program = compile_step(training, shape)
     show(Console(highlight=False, soft_wrap=True), program.plan, memory or device_memory())
 

@@ -1,4 +1,4 @@
-"""The device and the dtype of a command."""
+"""The device and the dtype of a command, and what its compiler is told."""
 
 from typing import Any
 
@@ -6,6 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from justdubit_jax.errors import InputError
+
+# Of the programs that are convolutions in three dimensions: channels last on a GPU too, where XLA
+# by itself lays them out first, and cuDNN then turns every one round in a workspace as large as its
+# input and output together.
+CONVOLUTIONS: dict[str, bool] = {"xla_gpu_force_conv_nhwc": True}
 
 
 def set_device(name: str | None) -> None:

@@ -66,6 +66,10 @@ class Tiling:
                     f"{name}: got {got}, expected at least {bound} and less than the tile's {size}"
                 )
 
+    def holds(self, frames: int, rows: int, columns: int) -> bool:
+        """Whether a clip of so many latents is one tile."""
+        return all(len(spans) == 1 for spans in self.split(frames, rows, columns))
+
     def split(self, frames: int, rows: int, columns: int) -> tuple[Spans, Spans, Spans]:
         """The tiles of a clip of so many latents, along its three axes."""
         latents, in_space = self.layout.video_latent_frames, self.layout.pixels_per_latent
@@ -85,7 +89,7 @@ def default_tiling(layout: Layout) -> Tiling:
 def encode_tiled(
     encode: Coder, frames: UInt8[np.ndarray, "f y x 3"], tiling: Tiling
 ) -> Float32[np.ndarray, "c _g _h _w"]:
-    """Encode a clip; `encode` takes [1, 3, f, y, x] in -1..1 and returns latents [1, c, f, y, x].
+    """Encode a clip; `encode` takes bytes [1, f, y, x, 3] and returns latents [1, c, f, y, x].
 
     Frames after the last 8k + 1 are cropped, as by the encoder itself. Raises InputError unless
     rows and columns are multiples of 32.
@@ -109,8 +113,8 @@ def encode_tiled(
         _pieces(map(pixels_of, rows), rows, _blends),
         _pieces(map(pixels_of, columns), columns, _blends),
     ):
-        pixels = rearrange(frames[t.source, y.source, x.source], "f y x c -> 1 c f y x")
-        tile = np.asarray(encode(pixels.astype(np.float32) / 127.5 - 1), np.float32)[0]
+        pixels = frames[None, t.source, y.source, x.source]
+        tile = np.asarray(encode(pixels), np.float32)[0]
         if latents is None:
             latents = np.zeros((len(tile), *shape), np.float32)
         latents[:, t.target, y.target, x.target] += tile * _product(t, y, x)

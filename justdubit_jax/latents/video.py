@@ -6,10 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Float
+from jaxtyping import Array, Float, UInt8
 
+from justdubit_jax.devices.choose import CONVOLUTIONS
 from justdubit_jax.latents.shapes import Frames, Latents
 from justdubit_jax.latents.tiling import Tiling, decode_tiled, encode_tiled
 from justdubit_jax.weights import keys
@@ -26,17 +28,16 @@ def video_encoder(
     """
     model = load_part(checkpoint, keys.VIDEO_ENCODER, dtype)
 
-    @nnx.jit
-    def encode(model: Any, frames: jax.Array) -> jax.Array:
+    def encode(model: Any, pixels: jax.Array) -> jax.Array:
+        frames = rearrange(pixels, "b f y x c -> b c f y x").astype(jnp.float32) / 127.5 - 1
         return model(frames.astype(dtype)).astype(jnp.float32)
 
-    def tile(frames: Any) -> jax.Array:
-        return encode(model, jnp.asarray(frames))
+    code = compiled(encode, model)
 
     def run(clips: Sequence[Frames]) -> list[Latents]:
         if tiling:
-            return [encode_tiled(tile, clip, tiling) for clip in clips]
-        return list(np.asarray(tile(np.stack([_from_pixels(clip) for clip in clips]))))
+            return [encode_tiled(code, clip, tiling) for clip in clips]
+        return list(np.asarray(code(np.stack(clips))))
 
     return run
 
@@ -47,15 +48,33 @@ def video_decoder(
     """Normalised latents [c, f, y, x] to a clip, in tiles: the frames of each as it is decoded."""
     model = load_part(checkpoint, keys.VIDEO_DECODER, dtype)
 
-    @nnx.jit
     def decode(model: Any, latents: jax.Array) -> jax.Array:
         return model(latents.astype(dtype)).astype(jnp.float32)
 
-    def tile(latents: Any) -> jax.Array:
-        return decode(model, jnp.asarray(latents))
+    def decode_levels(model: Any, latents: jax.Array) -> jax.Array:
+        return to_levels(decode(model, latents))
 
-    return lambda latents: decode_tiled(tile, latents, tiling)
+    tile, whole = compiled(decode, model), compiled(decode_levels, model)
+
+    def run(latents: Latents) -> Iterator[Frames]:
+        if tiling.holds(*latents.shape[1:]):
+            yield np.asarray(whole(latents[None]))[0]
+        else:
+            yield from decode_tiled(tile, latents, tiling)
+
+    return run
 
 
-def _from_pixels(frames: Frames) -> Float[np.ndarray, "3 f y x"]:
-    return np.moveaxis(frames, -1, 0).astype(np.float32) / 127.5 - 1
+def to_levels(video: Float[Array, "b 3 f y x"]) -> UInt8[Array, "b f y x 3"]:
+    """Of a video in -1..1; rounded down, as in Lightricks/LTX-2's decode_video."""
+    levels = jnp.clip((video + 1) / 2, 0, 1) * 255
+    return rearrange(levels.astype(jnp.uint8), "b c f y x -> b f y x c")
+
+
+def compiled(code: Callable[[Any, jax.Array], jax.Array], model: nnx.Module) -> Callable[..., Any]:
+    """code(model, x) as a compiled function of x, with convolutions as a GPU has them fastest."""
+    graphdef, weights = nnx.split(model)
+    run = jax.jit(
+        lambda weights, x: code(nnx.merge(graphdef, weights), x), compiler_options=CONVOLUTIONS
+    )
+    return lambda x: run(weights, jnp.asarray(x))

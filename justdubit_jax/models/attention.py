@@ -13,11 +13,13 @@ from jaxtyping import Array, Bool, Float, Int
 from justdubit_jax.models.layers import Linear, RMSNorm
 
 # What the backward pass recomputes of the transformer's blocks: nothing ("none"), everything but
-# their inputs ("full"), that without the attention ("attention": its outputs are kept), or
-# everything, from inputs that wait in the host's memory ("offload").
-Remat = Literal["none", "full", "attention", "offload"]
+# their inputs ("full"), that without the attention ("attention": its outputs are kept), without its
+# keys and values ("keys") and queries ("queries") too, or everything, from inputs that wait in the
+# host's memory ("offload").
+Remat = Literal["none", "full", "attention", "keys", "queries", "offload"]
 
-ATTENTION = "attention"  # the name of its outputs, for rematerialisation policies
+# The names of what may be kept, for rematerialisation policies; keys are values too.
+ATTENTION, KEYS, QUERIES = "attention", "keys", "queries"
 
 Attend = Callable[[Array, Array, Array, Array | None], Array]
 
@@ -177,6 +179,8 @@ class Attention(nnx.Module):
         q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (q, k, v))
         if rope is not None and context_rope is not None:
             q, k = apply_rotary(q, rope), apply_rotary(k, context_rope)
+        q = checkpoint_name(q, QUERIES)
+        k, v = checkpoint_name(k, KEYS), checkpoint_name(v, KEYS)
         out = execution.attention(q, k, v, context_len)
         if values_only is not None:
             out = jnp.where(values_only[:, None, None, None], v, out)

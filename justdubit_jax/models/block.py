@@ -43,8 +43,13 @@ class Conditioning(NamedTuple):
     context_len: Int[Array, " b"] | None
 
     def select(self, values: Float[Array, "b 2 d"]) -> Float[Array, "b t d"]:
-        """Per token, the clean or the noisy value."""
-        return jnp.where(self.is_clean[..., None], values[:, :1], values[:, 1:])
+        """Per token, the clean or the noisy value.
+
+        As a sum, exact for what is finite: a choice by element would be kept and read again as a
+        mask as wide as the tokens.
+        """
+        clean = self.is_clean[..., None].astype(values.dtype)
+        return clean * values[:, :1] + (1 - clean) * values[:, 1:]
 
 
 class Stream(nnx.Module):

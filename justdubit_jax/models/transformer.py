@@ -28,7 +28,9 @@ from jaxtyping import Array, Float, Int
 
 from justdubit_jax.models.attention import (
     ATTENTION,
+    KEYS,
     ONE_DEVICE,
+    QUERIES,
     Execution,
     frequency_grid,
     rotary_table,
@@ -159,11 +161,19 @@ def _attention_is_saved(primitive: Any, *avals: Any, **params: Any) -> bool:
 
 
 _saveable = jax.checkpoint_policies
+
+
+def _keeping(*names: str) -> Callable[..., Any]:
+    return _saveable.save_from_both_policies(
+        _saveable.save_only_these_names(*names), _attention_is_saved
+    )
+
+
 _POLICIES = {
     "full": None,
-    "attention": _saveable.save_from_both_policies(
-        _saveable.save_only_these_names(ATTENTION), _attention_is_saved
-    ),
+    "attention": _keeping(ATTENTION),
+    "keys": _keeping(ATTENTION, KEYS),
+    "queries": _keeping(ATTENTION, KEYS, QUERIES),
     "offload": _saveable.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=[_BLOCK_INPUT],

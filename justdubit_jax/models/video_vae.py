@@ -195,39 +195,26 @@ class Conv(nnx.Module):
         self.causal = causal
 
     def __call__(self, x: Float[Array, "b f y x c"]) -> Float[Array, "b f y x c2"]:
-        batch, frames = x.shape[:2]
-        taps = _stack_taps(x, self.causal)
-        weight = rearrange(self.conv.weight[...], "o i k y x -> o (k i) y x").astype(x.dtype)
+        ends = (2, 0) if self.causal else (1, 1)
+        x = jnp.pad(x, ((0, 0), ends, (0, 0), (0, 0), (0, 0)), mode="edge")
+        rim = (1, 1)
         if self.padding == "reflect":
-            taps = jnp.pad(taps, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+            x = jnp.pad(x, ((0, 0), (0, 0), rim, rim, (0, 0)), mode="reflect")
+            rim = (0, 0)
         y = jax.lax.conv_general_dilated(
-            taps,
-            weight,
-            window_strides=(1, 1),
-            padding="VALID" if self.padding == "reflect" else "SAME",
-            dimension_numbers=("NHWC", "OIHW", "NHWC"),
+            x,
+            self.conv.weight[...].astype(x.dtype),
+            window_strides=(1, 1, 1),
+            padding=((0, 0), rim, rim),
+            dimension_numbers=("NDHWC", "OIDHW", "NDHWC"),
         )
-        y = y + self.conv.bias[...].astype(x.dtype)[None, None, None]
-        return rearrange(y, "(b f) y x c -> b f y x c", b=batch, f=frames)
+        return y + self.conv.bias[...].astype(x.dtype)[None, None, None, None]
 
 
 class _Weights(nnx.Module):
     def __init__(self, c_in: int, c_out: int):
         self.weight = Frozen(jnp.zeros((c_out, c_in, 3, 3, 3)))
         self.bias = Frozen(jnp.zeros(c_out))
-
-
-def _stack_taps(x: Float[Array, "b f y x c"], causal: bool) -> Float[Array, "n y x k"]:
-    """Every frame beside the two others that its convolution sees, as channels of one image.
-
-    This makes a 3D convolution a 2D one of thrice the channels: XLA lays 3D convolutions out
-    channels-first on a GPU, where cuDNN's tensor-core kernels want channels last
-    (openxla/xla:xla/service/gpu/transforms/layout_assignment.cc).
-    """
-    ends = (2, 0) if causal else (1, 1)
-    padded = jnp.pad(x, ((0, 0), ends, (0, 0), (0, 0), (0, 0)), mode="edge")
-    taps = [padded[:, k : k + x.shape[1]] for k in range(3)]
-    return rearrange(jnp.concatenate(taps, -1), "b f y x k -> (b f) y x k")
 
 
 class ResBlock(nnx.Module):

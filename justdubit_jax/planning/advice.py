@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from justdubit_jax.errors import InputError
+from justdubit_jax.models.attention import Remat
 from justdubit_jax.planning.memory import Memory, Plan, gb
 from justdubit_jax.training.settings import Settings
 
@@ -24,7 +25,7 @@ def advice(plan: Plan, limit: int) -> Iterator[tuple[str, int]]:
     """
     run, memory = plan.training.run, plan.memory
     left = memory.total
-    for what, saved in _switches(run, memory):
+    for what, saved in _switches(run, memory, plan.training.objective.execution.remat):
         if left <= limit:
             return
         if saved > 0:
@@ -34,7 +35,7 @@ def advice(plan: Plan, limit: int) -> Iterator[tuple[str, int]]:
         yield "a smaller video (preprocess --resolution-buckets), or more devices", left
 
 
-def _switches(run: Settings, memory: Memory) -> Iterator[tuple[str, float]]:
+def _switches(run: Settings, memory: Memory, remat: Remat) -> Iterator[tuple[str, float]]:
     """Every switch that is not on yet, and about what it saves; cheapest first."""
     state = memory.lora + memory.optimizer + memory.mean + memory.gradients
     optimizer = memory.optimizer
@@ -42,7 +43,7 @@ def _switches(run: Settings, memory: Memory) -> Iterator[tuple[str, float]]:
         share = 1 - 1 / run.batch_size
         saved = (memory.activations + memory.workspace) * share
         yield "optimization.batch_size=1 with gradient_accumulation_steps instead", saved
-    if run.remat in ("none", "attention"):
+    if remat in ("none", "attention", "keys", "queries"):
         yield "optimization.enable_gradient_checkpointing=True", 0.9 * memory.activations
     if run.optimizer.kind == "adamw" and run.optimizer.first_moment_dtype == "float32":
         yield "optimization.first_moment_dtype=bfloat16", optimizer / 4
@@ -54,7 +55,7 @@ def _switches(run: Settings, memory: Memory) -> Iterator[tuple[str, float]]:
         yield "acceleration.quantization=int8", memory.base * 0.49
     yield (
         "optimization.enable_gradient_checkpointing=offload",
-        (0.0 if run.remat == "offload" else 0.9 * min(memory.activations, 0.1 * memory.base)),
+        (0.0 if remat == "offload" else 0.9 * min(memory.activations, 0.1 * memory.base)),
     )
     if run.lora.rank > 32:
         yield "lora.rank=32", state * (1 - 32 / run.lora.rank)

@@ -90,27 +90,39 @@ def shape_of_size(
 
 def make_plan(training: Training, shape: SampleShape, step: jax.stages.Compiled) -> Plan:
     """The plan of a compiled step for samples of that shape."""
-    run, state = training.run, training.abstract_state
-    arguments = {
-        "base": _bytes_here(training.abstract.frozen),
-        "lora": _bytes_here(state.adapters),
-        "optimizer": _bytes_here(state.moments),
-        "mean": 0 if state.mean is None else _bytes_here(state.mean),
-        "batch": run.accumulation * run.batch_size * _bytes(shape.sample()),
-    }
-    gradients = arguments["lora"] * (1 if run.accumulation == 1 else 2)
-    activations = run.batch_size * _kept_bytes(training, shape)
-    workspace = program_bytes(step) - sum(arguments.values()) - gradients - activations
+    run, known = training.run, _known_bytes(training, shape)
+    workspace = program_bytes(step) - sum(known.values())
     samples = run.accumulation * run.batch_size * training.mesh.size
     return Plan(
         training=training,
         shape=shape,
-        memory=Memory(
-            **arguments, gradients=gradients, activations=activations, workspace=workspace
-        ),
+        memory=Memory(**known, workspace=workspace),
         flops=sample_flops(training, shape).times(samples),
         stood_in=training.objective.execution.attend is flash_stand_in,
     )
+
+
+def least_bytes(training: Training, shape: SampleShape) -> int:
+    """What the step's own arrays take on a device, whatever the compiler needs besides."""
+    return sum(_known_bytes(training, shape).values())
+
+
+def _known_bytes(training: Training, shape: SampleShape) -> dict[str, int]:
+    """The parts of Memory that follow from shapes, by name.
+
+    With the gradients counts what the adapters are rounded to: both are half as wide in bfloat16.
+    """
+    run, state = training.run, training.abstract_state
+    lora = _bytes_here(state.adapters)
+    return {
+        "base": _bytes_here(training.abstract.frozen),
+        "lora": lora,
+        "optimizer": _bytes_here(state.moments),
+        "mean": 0 if state.mean is None else _bytes_here(state.mean),
+        "batch": run.accumulation * run.batch_size * _bytes(shape.sample()),
+        "gradients": lora * (1 if run.accumulation == 1 else 2),
+        "activations": run.batch_size * _kept_bytes(training, shape),
+    }
 
 
 def program_bytes(program: jax.stages.Compiled) -> int:

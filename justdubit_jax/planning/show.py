@@ -11,9 +11,19 @@ import numpy as np
 from rich.console import Console, Group
 from rich.table import Table
 
+from justdubit_jax.models.attention import Remat
 from justdubit_jax.planning.advice import advice
 from justdubit_jax.planning.memory import Memory, Plan, gb
 from justdubit_jax.training.prepare import Training
+
+_KEPT: Mapping[Remat, str] = {
+    "none": "everything",
+    "full": "their inputs",
+    "attention": "their inputs and the attention's outputs",
+    "keys": "their inputs and the attention's outputs, keys and values",
+    "queries": "their inputs and the attention's outputs, keys, values and queries",
+    "offload": "their inputs, in host memory",
+}
 
 
 def summary(plan: Plan, limit: int | None) -> str:
@@ -36,6 +46,7 @@ def show(console: Console, plan: Plan, limit: int | None) -> None:
         f"{training.run.accumulation} x {training.run.batch_size} samples a device, "
         f"{training.mesh.size} devices"
     )
+    console.print(f"kept of the blocks: {_KEPT[training.objective.execution.remat]}")
     console.print(
         f"operations: {work.model / 1e12:.4g} TFLOP a step in the model, "
         f"{work.total / 1e12:.4g} with what is recomputed"

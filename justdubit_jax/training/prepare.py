@@ -20,7 +20,7 @@ from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.lora.dialects import PEFT, is_stacked
 from justdubit_jax.lora.files import newest_lora
-from justdubit_jax.models.attention import Attend, attention
+from justdubit_jax.models.attention import Attend, Remat, attention
 from justdubit_jax.models.tokens import Layout
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.training.objective import Objective
@@ -94,9 +94,8 @@ def prepare_training(
         isolate=run.isolate,
         cross_timestep=run.cross_timestep or "own",  # LTX-2.0's, the only one so far
         dtype=run.dtype,
-        execution=sharding.execution(mesh, run.remat, attend),
+        execution=sharding.execution(mesh, run.remat or "full", attend),
     )
-    step = StepConfig(run.seed, run.lora.dropout, run.ema_decay)
     return Training(
         run=run,
         mesh=mesh,
@@ -108,8 +107,22 @@ def prepare_training(
         objective=objective,
         optimizer=optimizer,
         place=state,
-        step=make_step(step, objective, graphdef, optimizer, mesh, state),
+        step=_make_step(run, objective, graphdef, optimizer, mesh, state),
     )
+
+
+def recomputing(training: Training, remat: Remat) -> Training:
+    """The training whose backward pass recomputes something else."""
+    t = training
+    execution = t.objective.execution._replace(remat=remat)
+    objective = dataclasses.replace(t.objective, execution=execution)
+    step = _make_step(t.run, objective, t.graphdef, t.optimizer, t.mesh, t.place)
+    return dataclasses.replace(t, objective=objective, step=step)
+
+
+def _make_step(run: Settings, *parts: Any) -> jax.stages.Wrapped:
+    """`make_step` with a run's seed, dropout and running mean."""
+    return make_step(StepConfig(run.seed, run.lora.dropout, run.ema_decay), *parts)
 
 
 def state_shardings(

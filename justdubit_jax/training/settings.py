@@ -53,7 +53,7 @@ class Settings:
     ema_decay: float  # of a running mean of the adapters, 0..1; 0 is off
     batch_size: int  # samples a micro-batch and device
     accumulation: int  # micro-batches a step
-    remat: Remat
+    remat: Remat | None  # None: what is kept beside the rest of the step fits the device
     mesh: tuple[int, int]  # devices along (data, fsdp); data -1: those that fsdp leaves
     data_root: Path | None  # the .precomputed folder; a dry run may do without
     reader_threads: int  # 0: read in the loop
@@ -73,10 +73,13 @@ class Settings:
 # What the values of a config stand for.
 _CROSS_TIMESTEP: Mapping[str, CrossTimestep | None] = {"auto": None, "own": "own", "other": "other"}
 _DTYPE = {"bf16": jnp.dtype("bfloat16"), "no": jnp.dtype("float32")}
-_REMAT: Mapping[bool | str, Remat] = {
+_REMAT: Mapping[bool | str, Remat | None] = {
+    "auto": None,
     True: "full",
     False: "none",
     "attention": "attention",
+    "keys": "keys",
+    "queries": "queries",
     "offload": "offload",
 }
 # The torch trainer's names stand for the nearest storage; its int2 and fp8uz have none.

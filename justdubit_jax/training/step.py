@@ -62,6 +62,8 @@ def make_step(
         draws = objective.draw(draw_key, batch, grid[0])
 
         def loss(adapters: Adapters) -> Any:
+            # Rounded to what the model runs in once, not in every block and pass over it.
+            adapters = jax.tree.map(lambda x: x.astype(objective.dtype), adapters)
             model = lora.merge(graphdef, adapters, frozen)
             seed_block = lora.seed_all(model, dropout_key) if config.dropout else None
             return objective.loss(model, batch, draws, grid, seed_block)

@@ -17,8 +17,9 @@ from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.planning.advice import advice, check_fits
 from justdubit_jax.planning.memory import compile_step
+from justdubit_jax.planning.remat import keeping_what_fits
 from justdubit_jax.training import settings
-from justdubit_jax.training.prepare import prepare_training
+from justdubit_jax.training.prepare import prepare_training, recomputing
 from justdubit_jax.weights.checkpoint import open_checkpoint
 
 
@@ -71,3 +72,19 @@ def test_the_19b_model_is_planned_from_its_config_alone():
     fits = re.search(r"fits: ([\d.]+) GB of 80.0 GB", done.stdout)
     assert fits and 60 < float(fits[1]) < 75
     assert "stood in" in done.stdout
+
+
+def test_what_fits_is_kept(toy):
+    """Between what one choice takes and the next, the first one stays; below all, the last."""
+    training, shape = toy.plan.training, toy.plan.shape
+    sizes = {}
+    for remat in ("full", "attention", "keys", "queries"):
+        sizes[remat] = compile_step(recomputing(training, remat), shape).plan.memory.total
+    assert list(sizes.values()) == sorted(sizes.values()) and len(set(sizes.values())) == 4
+
+    def chosen(limit):
+        return keeping_what_fits(training, shape, limit).objective.execution.remat
+
+    assert chosen(None) == "full" and chosen(0) == "full"
+    for remat, size in sizes.items():
+        assert chosen(size + 1) == remat

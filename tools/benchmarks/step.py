@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 # --remat -> optimization.enable_gradient_checkpointing
-_REMAT = {"full": True, "none": False, "attention": "attention", "offload": "offload"}
+_REMAT = {"full": True, "none": False} | {
+    name: name for name in ("attention", "keys", "queries", "offload")
+}
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
