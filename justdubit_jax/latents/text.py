@@ -108,5 +108,5 @@ def _too_long(tokenizer: Any, prompt: str) -> str | None:
     lost = (count - PROMPT_TOKENS) / count
     return (
         f"the text has {count} tokens, the text encoder takes {PROMPT_TOKENS}: its last "
-        f"{lost:.0%} would be lost ({prompt[:40]!r}...)"
+        f"{lost:.1%} would be lost ({prompt[:40]!r}...)"
     )
