@@ -97,9 +97,9 @@ def encode_clips(
         group = waiting[item.bucket]
         group.append(item)
         if len(group) == args.batch_size:
-            yield from _each(waiting.pop(item.bucket), encode, write, _row_of, index)
+            yield from each_of_group(waiting.pop(item.bucket), encode, write, _row_of, index)
     for group in waiting.values():
-        yield from _each(group, encode, write, _row_of, index)
+        yield from each_of_group(group, encode, write, _row_of, index)
 
 
 def encode_captions(
@@ -120,10 +120,10 @@ def encode_captions(
         return Outcome(clip.row, {**clip.files, "conditions": shapes})
 
     for group in itertools.batched(clips, args.batch_size):
-        yield from _each(group, contexts, write, lambda clip: clip.row, index)
+        yield from each_of_group(group, contexts, write, lambda clip: clip.row, index)
 
 
-def _each[Item, Made](
+def each_of_group[Item, Made](
     group: Sequence[Item],
     encode: Callable[[Sequence[Item]], Sequence[Made]],
     write: Callable[[Item, Made], Outcome],
@@ -138,7 +138,7 @@ def _each[Item, Made](
             yield _failed(row_of(group[0]), error, index)
             return
         for item in group:
-            yield from _each([item], encode, write, row_of, index)
+            yield from each_of_group([item], encode, write, row_of, index)
         return
     for item, own in zip(group, made, strict=True):
         try:
