@@ -29,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def is_temporary(name: str) -> bool:
     """Whether a file of that name is one of `replacing`, in the making or left by a kill."""
-    return re.fullmatch(r"\..+\.tmp-\d+(\.\w+)?", name) is not None
+    return name[0] == "." and re.fullmatch(r"\..+\.tmp-\d+(\.\w+)?", name) is not None
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -89,14 +89,11 @@ def _lines(folder: Path) -> dict[str, dict[str, Any]] | None:
     for text in path.read_bytes().split(b"\n"):
         try:
             line = json.loads(text)
-            name, gone = line["name"], line.get("gone", False)
-            if not gone:
-                _files(line)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except ValueError:
             continue  # cut off by a kill: what it said had not happened yet
-        lines.pop(name, None)
-        if not gone:
-            lines[name] = line
+        lines.pop(line["name"], None)
+        if not line.get("gone"):
+            lines[line["name"]] = line
     return lines
 
 

@@ -33,9 +33,10 @@ def files_below(folder: Path) -> set[str]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        inside = Path(here).relative_to(folder)
+        inside = os.path.relpath(here, folder).replace(os.sep, "/")
+        prefix = "" if inside == "." else f"{inside}/"
         names |= {
-            (inside / file.removesuffix(_SUFFIX)).as_posix()
+            prefix + file.removesuffix(_SUFFIX)
             for file in files
             if file.endswith(_SUFFIX) and file != _SUFFIX and not is_temporary(file)
         }

@@ -94,8 +94,10 @@ def survey(root: Path, folders: Mapping[str, str]) -> Found:
                 missing = f"{folder}/{name}.safetensors is missing"
                 raise InputError(f"{root}: sample {name} is incomplete: {missing}")
 
+    bases = {role: str(root / folder) for role, folder in folders.items()}
+
     def files_of(name: str) -> SampleFiles:
-        files = {role: root / folder / f"{name}.safetensors" for role, folder in folders.items()}
+        files = {role: Path(f"{base}/{name}.safetensors") for role, base in bases.items()}
         if listed is None:
             return SampleFiles(name, files)
         said = listed[name]

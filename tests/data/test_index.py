@@ -1,13 +1,18 @@
 """The list of samples: what it says after each of its writers, kills among them."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from justdubit_jax.data.index import FILE, Index, listed
-from justdubit_jax.data.precomputed import TENSORS, files_below
+from justdubit_jax.data.precomputed import TENSORS, files_below, save
+from justdubit_jax.data.samples import find_samples
 
 FILES = {"latents": {"latents": (16, 4, 2, 3)}}
 
@@ -97,6 +102,70 @@ def test_two_processes_lose_nothing_of_each_other(tmp_path):
     assert [writer.wait() for writer in writers] == [0, 0]
     want = {str(n): {"latents": {"latents": (n,)}} for n in range(200)}
     assert listed(tmp_path) == want
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_whatever_moment_it_is_killed_at_what_is_listed_is_whole(tmp_path, monkeypatch):
+    """Two samples made anew, as preprocessing does, killed before each touch of the disk."""
+    folders = {role: role for role in TENSORS}
+    left = 10**9
+
+    def until_killed(touch):
+        def count(*args, **kwargs):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return touch(*args, **kwargs)
+
+        return count
+
+    def make(root: Path, generation: int):
+        index = Index(root)
+        index.begin({"a", "b"})
+        for name in "ab":
+            index.remove(name)
+            files = {}
+            for role in TENSORS:
+                tensors = {t: np.full(generation, generation, np.float32) for t in TENSORS[role]}
+                files[role] = save(root, role, name, tensors, {})
+            index.add(name, files)
+        index.finish()
+
+    def kill_at(moment: int) -> bool:
+        nonlocal left
+        root = tmp_path / str(moment)
+        make(root, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", until_killed(os.replace))
+            patch.setattr(Path, "unlink", until_killed(Path.unlink))
+            patch.setattr(Index, "_append", until_killed(Index._append))
+            left = moment
+            try:
+                make(root, 2)
+            except Killed:
+                pass
+            else:
+                return False
+            finally:
+                left = 10**9
+        samples = find_samples(root, folders) if listed(root) else []
+        for sample in samples:
+            said = {shape for shapes in sample.shapes.values() for shape in shapes.values()}
+            (generation,) = {
+                x
+                for path in sample.files.values()
+                for x in load_file(path).values()
+                for x in map(float, x)
+            }
+            assert said == {(int(generation),)}
+        return True
+
+    moments = next(k for k in range(200) if not kill_at(k))
+    assert moments > 2 * len(TENSORS)
 
 
 def test_files_are_found_behind_links_and_dots_and_not_in_circles(tmp_path):
