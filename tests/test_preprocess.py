@@ -13,8 +13,9 @@ from justdubit_jax import preprocess
 from justdubit_jax.clips.read import read_video
 from justdubit_jax.clips.write import write_video
 from justdubit_jax.data.index import listed
-from justdubit_jax.data.precomputed import TENSORS, files_below
+from justdubit_jax.data.precomputed import TENSORS
 from justdubit_jax.data.samples import survey
+from justdubit_jax.data.walk import files_below
 from justdubit_jax.errors import InputError
 from justdubit_jax.preprocessing import encode
 from justdubit_jax.preprocessing.encode import prepare_caption
@@ -186,7 +187,7 @@ def test_failures_are_named_and_the_others_finished(demo, broken, faults, capsys
         (line,) = [line for line in printed.splitlines() if reason in line and f"{name}: " in line]
         assert line.startswith("failed: ")
     for role in TENSORS:
-        assert files_below(root / role) == {"clips/000_media"}, role
+        assert files_below(root / role).names == {"clips/000_media"}, role
     assert listed(root).keys() == {"clips/000_media"}
     clip = read_video(root / "decoded_videos/clips/000_media.mp4")
     assert clip.frames.shape == (25, 64, 96, 3) and clip.fps == 25
@@ -197,7 +198,7 @@ def test_failures_are_named_and_the_others_finished(demo, broken, faults, capsys
 def test_the_list_is_the_shapes_of_the_files(demo):
     root = demo / "dataset/.precomputed"
     files = listed(root)
-    assert files.keys() == files_below(root / "latents")
+    assert files.keys() == files_below(root / "latents").names
     for name, shapes in files.items():
         for role in TENSORS:
             tensors, _ = read(root / role / f"{name}.safetensors")

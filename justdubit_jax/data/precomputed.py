@@ -4,7 +4,6 @@ The files of a sample have the same relative name in all of them; index.py lists
 """
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,40 +11,13 @@ import numpy as np
 from safetensors import safe_open
 
 from justdubit_jax.errors import InputError
-from justdubit_jax.files import is_temporary, open_tensors, save_safetensors
-
-_SUFFIX = ".safetensors"
+from justdubit_jax.files import open_tensors, save_safetensors
 
 
 def precomputed_root(path: Path) -> Path:
     """The folder, or `.precomputed` in it where it is a data set's, as the torch trainer does."""
     inside = path / ".precomputed"
     return inside if inside.is_dir() else path
-
-
-def files_below(folder: Path) -> set[str]:
-    """Names of the samples that have a file in a folder of a role. Links are followed."""
-    names: set[str] = set()
-    seen: set[tuple[int, int]] = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        status = os.stat(here)
-        if (status.st_dev, status.st_ino) in seen and _is_circle(Path(here)):
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        inside = os.path.relpath(here, folder).replace(os.sep, "/")
-        prefix = "" if inside == "." else f"{inside}/"
-        names |= {
-            prefix + file.removesuffix(_SUFFIX)
-            for file in files
-            if file.endswith(_SUFFIX) and file != _SUFFIX and not is_temporary(file)
-        }
-    return names
-
-
-def _is_circle(folder: Path) -> bool:
-    """Whether a linked folder leads back to one that it lies in."""
-    return any(os.path.samefile(folder, parent) for parent in folder.parents)
 
 
 def metadata_of(output: Path, name: str) -> dict[str, str]:

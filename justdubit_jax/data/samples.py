@@ -11,12 +11,8 @@ import numpy as np
 
 from justdubit_jax.data import index
 from justdubit_jax.data.batch import Sample, SampleShape, StreamShape, StreamTokens
-from justdubit_jax.data.precomputed import (
-    TENSORS,
-    files_below,
-    open_sample_file,
-    precomputed_root,
-)
+from justdubit_jax.data.precomputed import TENSORS, open_sample_file, precomputed_root
+from justdubit_jax.data.walk import files_below
 from justdubit_jax.errors import InputError
 from justdubit_jax.models import tokens
 from justdubit_jax.models.tokens import Layout
@@ -51,13 +47,16 @@ class Found:
     root: Path
     samples: list[SampleFiles]
     has_list: bool  # of what the data set says; else all files are taken
+    linked: int  # samples that are in linked folders and not in the list
     left_out: list[str]  # names of files that are there and not in the list
 
     def __str__(self) -> str:
         count = f"{self.root}: {len(self.samples)} samples"
         if not self.has_list:
             return f"{count} found in its folders (it has no {index.FILE})"
-        text = f"{count} of {index.FILE}"
+        text = f"{count}, of {index.FILE}"
+        if self.linked:
+            text += f" and {self.linked} in linked folders"
         if self.left_out:
             text += f"; left out, as no row of the data set made them: {some_of(self.left_out)}"
         return text
@@ -77,15 +76,21 @@ def find_samples(root: Path, folders: Mapping[str, str]) -> list[SampleFiles]:
 def survey(root: Path, folders: Mapping[str, str]) -> Found:
     """The samples of a data set, sorted by name; `folders` maps roles to folders below root.
 
-    They are those of the list that preprocessing keeps. A folder without a list is walked, links
-    followed. root may also be the data set's folder, with `.precomputed` in it. Raises InputError
-    if there is none, or one lacks a companion file.
+    They are those of the list that preprocessing keeps, and those in linked folders, which a
+    person has put there. A folder without a list is walked. root may also be the data set's
+    folder, with `.precomputed` in it. Raises InputError if there is none, or one lacks a
+    companion file.
     """
     root = precomputed_root(root)
-    names = {role: files_below(root / folder) for role, folder in folders.items()}
-    there = set().union(*names.values())
+    walked = {role: files_below(root / folder) for role, folder in folders.items()}
+    names = {role: files.names for role, files in walked.items()}
+    there = set(filter(_is_sample, set().union(*names.values())))
     listed = index.listed(root)
-    wanted = sorted(filter(_is_sample, there) if listed is None else listed)
+    # Not a folder of the list's own that was moved to another disk.
+    own = {name.rpartition("/")[0] for name in listed or ()}
+    behind = there.intersection(set().union(*(files.linked for files in walked.values())))
+    linked = {name for name in behind if name.rpartition("/")[0] not in own}
+    wanted = sorted(there if listed is None else linked.union(listed))
     if not wanted:
         raise InputError(f"{root}: no preprocessed samples; {_instead(root, listed, there)}")
     for name in wanted:
@@ -98,14 +103,15 @@ def survey(root: Path, folders: Mapping[str, str]) -> Found:
 
     def files_of(name: str) -> SampleFiles:
         files = {role: Path(f"{base}/{name}.safetensors") for role, base in bases.items()}
-        if listed is None:
+        if listed is None or name not in listed:
             return SampleFiles(name, files)
         said = listed[name]
         shapes = {role: said.get(folder, {}) for role, folder in folders.items()}
         return SampleFiles(name, files, shapes)
 
     samples = [files_of(name) for name in wanted]
-    return Found(root, samples, listed is not None, sorted(there.difference(wanted)))
+    left_out = sorted(there.difference(wanted))
+    return Found(root, samples, listed is not None, len(linked.difference(listed or ())), left_out)
 
 
 def _is_sample(name: str) -> bool:

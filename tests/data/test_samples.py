@@ -161,7 +161,7 @@ def test_the_list_says_what_is_trained(with_list):
     found = survey(with_list, FOLDERS)
     assert [s.name for s in found.samples] == [f"clips/00{n}_media" for n in range(4)]
     left = "no row of the data set made them: 1 (clips/004_media)"
-    assert str(found) == f"{with_list}: 4 samples of index.jsonl; left out, as {left}"
+    assert str(found) == f"{with_list}: 4 samples, of index.jsonl; left out, as {left}"
 
 
 def test_the_list_gives_the_groups_of_the_headers(root, with_list, monkeypatch):
@@ -210,6 +210,29 @@ def test_linked_folders_and_dots_are_found(root):
     names = [s.name for s in find_samples(root, FOLDERS)]
     want = [".004", *(f"00{n}_media" for n in range(4))]
     assert names == [f"set_{x}/{name}" for x in "ab" for name in want]
+
+
+def test_linked_folders_are_trained_on_beside_the_list(with_list):
+    """What a person has linked is wanted, though no row of this data set made it."""
+    for role in TENSORS:
+        (with_list / role / "set_b").symlink_to("clips")  # a list is there, too: this one
+    found = survey(with_list, FOLDERS)
+    listed = [f"clips/00{n}_media" for n in range(4)]
+    assert [s.name for s in found.samples] == listed + [f"set_b/00{n}_media" for n in range(4)]
+    assert "8 samples, of index.jsonl and 4 in linked folders; left out" in str(found)
+    groups = group_by_shape(found.samples)
+    assert [len(group.samples) for group in groups] == [8]
+
+
+def test_a_folder_that_was_moved_and_linked_is_still_the_lists(with_list):
+    for role in TENSORS:
+        (with_list / role / "clips").rename(with_list / f"moved_{role}")
+        (with_list / role / "clips").symlink_to(with_list / f"moved_{role}")
+    (with_list / "index.jsonl").rename(with_list / "kept")
+    assert len(survey(with_list, FOLDERS).samples) == 5
+    (with_list / "kept").rename(with_list / "index.jsonl")
+    found = survey(with_list, FOLDERS)
+    assert (len(found.samples), found.linked) == (4, 0)
 
 
 def test_the_data_sets_folder_stands_for_its_precomputed(demo):
