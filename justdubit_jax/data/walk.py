@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from justdubit_jax.data import index
+from justdubit_jax.data.precomputed import TENSORS
 from justdubit_jax.files import is_temporary
 
 _SUFFIX = ".safetensors"
@@ -73,7 +74,7 @@ def _behind(link: Path) -> _There | None:
     """The list of the folder that a link leads into, if there is one."""
     real = link.resolve()
     for root in real.parents:
-        if (listed := index.listed(root)) is not None:
-            _, *inside = real.relative_to(root).parts
+        role, *inside = real.relative_to(root).parts
+        if role in TENSORS and (listed := index.listed(root)) is not None:
             return _There(listed, "".join(f"{part}/" for part in inside))
     return None
