@@ -88,7 +88,8 @@ def get_config() -> config_dict.ConfigDict:
     c.mesh.fsdp = 1  # devices that share one copy of the weights
 
     c.data = config_dict.ConfigDict()
-    c.data.preprocessed_data_root = config_dict.placeholder(str)  # the .precomputed folder
+    # The .precomputed folder, or the data set's with it.
+    c.data.preprocessed_data_root = config_dict.placeholder(str)
     c.data.num_dataloader_workers = 2  # background reader threads; 0 reads in the loop
 
     c.validation = config_dict.ConfigDict()

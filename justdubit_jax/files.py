@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -24,6 +25,11 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of that name is one of `replacing`, in the making or left by a kill."""
+    return name[0] == "." and re.fullmatch(r"\..+\.tmp-\d+(\.\w+)?", name) is not None
 
 
 def remove_leftovers(folder: Path) -> None:

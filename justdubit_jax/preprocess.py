@@ -1,9 +1,9 @@
 """python -m justdubit_jax.preprocess DATASET: clips and captions to what training reads.
 
-DATASET is a JSON list, JSONL or CSV of rows with a caption, a clip, and (with --reference-column
-and --mask-column) its reference clip and face mask; paths are relative to its folder. Written to
-OUTPUT, by default `.precomputed` beside it, one safetensors file a sample under the same relative
-name in each of
+DATASET is a JSON list, JSONL, CSV or TSV of rows with a caption, a clip, and (with
+--reference-column and --mask-column) its reference clip and face mask; paths are relative to its
+folder. Written to OUTPUT, by default `.precomputed` beside it, one safetensors file a sample under
+the same relative name in each of
 
   latents/            latents [c, f, y, x]          reference_latents/        likewise
   audio_latents/      latents [c, t, m]             reference_audio_latents/  likewise
@@ -11,67 +11,101 @@ name in each of
   masks/              masks [f, y, x] in 0..1
 
 whose metadata has the latent grid (num_frames, height, width) of the sample's bucket, as the torch
-trainer's files, and the clip's fps and duration in seconds. A sample that fails is reported with
-its reason and leaves no files; the others are finished, and the exit code is 2.
+trainer's files, and the clip's fps and duration in seconds. Beside them index.jsonl lists the
+samples, which are what is trained on. A row that fails is reported with its reason and leaves no
+files; the others are finished, and the exit code is 2.
 """
 
 import argparse
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 
 from justdubit_jax import cli
-from justdubit_jax.data.precomputed import TENSORS, metadata_of, save
-from justdubit_jax.data.rows import Columns, read_rows
+from justdubit_jax.data.index import Index
+from justdubit_jax.data.rows import Columns, MissingColumn, Table, read_table
+from justdubit_jax.data.samples import some_of
 from justdubit_jax.devices.choose import default_dtype, set_device
 from justdubit_jax.errors import InputError
-from justdubit_jax.latents.text import text_encoder
+from justdubit_jax.latents.text import cut_prompts, text_encoder
 from justdubit_jax.preprocessing.buckets import parse_buckets
 from justdubit_jax.preprocessing.decode import decode_all
-from justdubit_jax.preprocessing.encode import encode_clips, prepare_caption
+from justdubit_jax.preprocessing.encode import (
+    Outcome,
+    encode_captions,
+    encode_clips,
+    prepare_caption,
+)
 from justdubit_jax.weights.checkpoint import open_checkpoint
+
+# What the flags call the fields of Columns.
+_ROLES = {"caption": "caption", "clip": "video", "reference": "reference", "mask": "mask"}
 
 
 def main(args: argparse.Namespace) -> int:
-    """Preprocess a data set; returns how many samples failed."""
+    """Preprocess a data set; returns how many rows of its table failed."""
     set_device(args.device)
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    table = read_columns(args)
+    checkpoint = open_checkpoint(args.model_path)
+    shapes = parse_buckets(args.resolution_buckets, checkpoint.layout)
+    captions = [prepare_caption(row.caption, args) for row in table.rows]
+    cut = zip(table.rows, cut_prompts(args.text_encoder_path, captions), strict=True)
+    refused = {row.name: reason for row, reason in cut if reason}
+    index = Index(args.output_dir or args.dataset.parent / ".precomputed")
+    others = index.begin({row.name for row in table.rows})
+
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+
+        def passed(outcomes: Iterable[Outcome], what: str, total: int) -> Iterator[Outcome]:
+            """Those that did not fail; the others are told."""
+            bar = progress.add_task(what, total=total)
+            for outcome in outcomes:
+                progress.advance(bar)
+                if outcome.reason:
+                    row = outcome.row
+                    tell(console, f"failed: {row.place}, {row.name}: {outcome.reason}")
+                else:
+                    yield outcome
+
+        for line in (*table.notes, *(f"failed: {fault}" for fault in table.faults)):
+            tell(console, line)
+        if others:
+            tell(console, f"no longer in the data set, so not trained on: {some_of(others)}")
+        clips = encode_clips(args, checkpoint, table.rows, refused, shapes, index)
+        clips = list(passed(clips, "clips", len(table.rows)))
+        done: list[str] = []
+        if clips:
+            encode = text_encoder(checkpoint, args.text_encoder_path, default_dtype())
+            outcomes = encode_captions(args, encode, clips, index)
+            for outcome in passed(outcomes, "captions", len(clips)):
+                index.add(outcome.row.name, outcome.files)
+                done.append(outcome.row.name)
+            del encode
+        index.finish()
+        if args.decode:
+            decode_all(args, checkpoint, index.folder, done, progress)
+    total = len(table.rows) + len(table.faults)
+    tell(console, f"{len(done)} of {total} samples are in {index.folder}")
+    return total - len(done)
+
+
+def tell(console: Console, line: str) -> None:
+    """A line as it is: file names and captions are no markup."""
+    console.print(line, markup=False)
+
+
+def read_columns(args: argparse.Namespace) -> Table:
+    """The data set's rows by the flags' columns; a missing one is said with its flag."""
     columns = Columns(
         args.caption_column, args.video_column, args.reference_column, args.mask_column
     )
-    rows = read_rows(args.dataset, columns)
-    output = args.output_dir or args.dataset.parent / ".precomputed"
-    checkpoint = open_checkpoint(args.model_path)
-    shapes = parse_buckets(args.resolution_buckets, checkpoint.layout)
-    failures: dict[str, str] = {}
-
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("clips", total=len(rows))
-        for name, reason in encode_clips(args, checkpoint, rows, shapes, output):
-            progress.advance(bar)
-            if reason:
-                failures[name] = reason
-                console.print(f"failed: {reason}", markup=False, soft_wrap=True)
-
-        done = [row for row in rows if row.name not in failures]
-        bar = progress.add_task("captions", total=len(done))
-        if done:
-            encode = text_encoder(checkpoint, args.text_encoder_path, default_dtype())
-            for batch in itertools.batched(done, args.batch_size):
-                captions = [prepare_caption(row.caption, args) for row in batch]
-                for row, contexts in zip(batch, encode(captions), strict=True):
-                    tensors = dict(zip(TENSORS["conditions"], contexts, strict=True))
-                    save(output, "conditions", row.name, tensors, metadata_of(output, row.name))
-                progress.advance(bar, len(batch))
-            del encode
-
-        if args.decode:
-            decode_all(args, checkpoint, output, [row.name for row in done], progress)
-    console.print(f"{len(done)} of {len(rows)} samples are in {output}", soft_wrap=True)
-    return len(failures)
+    try:
+        return read_table(args.dataset, columns)
+    except MissingColumn as error:
+        raise InputError(f"{error}; name it with --column {_ROLES[error.role]}=NAME") from None
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -80,7 +114,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog="python -m justdubit_jax.preprocess", description=str(__doc__).partition("\n")[0]
     )
     add = parser.add_argument
-    add("dataset", type=Path, help="data set file: .json, .jsonl or .csv")
+    add("dataset", type=Path, help="data set file: .json, .jsonl, .csv or .tsv")
     add("--resolution-buckets", required=True, metavar="WxHxF[;...]", help="WxH takes most frames")
     add("--model-path", required=True, type=Path, help="LTX-2 .safetensors or converted folder")
     add("--text-encoder-path", required=True, type=Path, help="Gemma 3 folder")
@@ -89,6 +123,15 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--video-column", default="media_path")
     add("--reference-column", help="column of the clip to dub from")
     add("--mask-column", help="column of the face mask video")
+    add(
+        "--column",
+        action="append",
+        default=[],
+        metavar="ROLE=NAME",
+        type=_named_column,
+        help="the same for any role: --column caption=prompt --column reference=source_video; "
+        f"roles: {', '.join(_ROLES.values())}",
+    )
     add("--output-dir", type=Path, help="default: .precomputed beside the data set")
     add("--lora-trigger", help="word to put before every caption")
     add("--remove-llm-prefixes", action="store_true", help='drop "This video shows" and the like')
@@ -97,9 +140,20 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--vae-tiling", action="store_true", help="encode large clips in overlapping tiles")
     add("--decode", action="store_true", help="write mp4 and wav back for a look")
     args = parser.parse_args(argv)
+    for role, name in args.column:
+        setattr(args, f"{role}_column", name)
     if args.batch_size < 1:
         parser.error(f"--batch-size {args.batch_size}: expected at least 1")
     return args
+
+
+def _named_column(text: str) -> tuple[str, str]:
+    role, _, name = text.partition("=")
+    if role not in _ROLES.values() or not name:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected ROLE=NAME with one of {', '.join(_ROLES.values())}"
+        )
+    return role, name
 
 
 def _command() -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from justdubit_jax import cli
 from justdubit_jax.data.batch import SampleShape
 from justdubit_jax.data.batches import Batches
-from justdubit_jax.data.samples import SampleFiles, ShapeGroup, find_samples, group_by_shape
+from justdubit_jax.data.samples import SampleFiles, ShapeGroup, group_by_shape, survey
 from justdubit_jax.devices import processes, sharding
 from justdubit_jax.errors import InputError, about
 from justdubit_jax.lora.adapters import Weights
@@ -74,7 +74,7 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not processes.is_first())
     with about("config: mesh.data x mesh.fsdp"):
         mesh = sharding.make_mesh(*run.mesh)
-    groups, held_out = read_data(run, validation.holdout)
+    groups, held_out = read_data(run, validation.holdout, console)
     source = open_checkpoint(run.model_path)
     training = prepare_training(run, source.config, mesh)
     validation.check_size(training.layout)
@@ -183,12 +183,16 @@ def dry_run(config: ConfigDict, memory: int | None) -> None:
     show(Console(highlight=False, soft_wrap=True), program.plan, memory or device_memory())
 
 
-def read_data(run: Settings, holdout: int = 0) -> tuple[list[ShapeGroup], list[SampleFiles]]:
+def read_data(
+    run: Settings, holdout: int = 0, console: Console | None = None
+) -> tuple[list[ShapeGroup], list[SampleFiles]]:
     """The samples to train on, by shape, and the samples that are held out."""
     if run.data_root is None:
         raise not_given("data.preprocessed_data_root")
-    samples = find_samples(run.data_root, run.folders)
-    samples, held_out = split_holdout(samples, holdout, run.seed)
+    found = survey(run.data_root, run.folders)
+    if console:
+        console.print(str(found), markup=False)
+    samples, held_out = split_holdout(found.samples, holdout, run.seed)
     if not samples:
         raise InputError("config: validation.holdout leaves no sample to train on")
     return group_by_shape(samples), held_out

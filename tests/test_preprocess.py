@@ -12,10 +12,15 @@ from safetensors import safe_open
 from justdubit_jax import preprocess
 from justdubit_jax.clips.read import read_video
 from justdubit_jax.clips.write import write_video
+from justdubit_jax.data.index import listed
 from justdubit_jax.data.precomputed import TENSORS
-from justdubit_jax.data.rows import Columns, read_rows
+from justdubit_jax.data.samples import survey
+from justdubit_jax.data.walk import files_below
 from justdubit_jax.errors import InputError
+from justdubit_jax.preprocessing import encode
 from justdubit_jax.preprocessing.encode import prepare_caption
+
+LONG = "a b c " * 500
 
 
 def read(path: Path):
@@ -106,68 +111,147 @@ def broken(demo, tmp_path) -> tuple[Path, dict[str, str]]:
     bad("mute_reference", "no audio stream", reference_path="clips/mute.mp4")
     bad("no_mask", "missing.mp4", mask_path="clips/missing.mp4")
     bad("slow_mask", "24 frames per second", mask_path="clips/slow.mp4")
+    bad("long", "has 3000 tokens, the text encoder takes 1024: its last 65.9%", caption=LONG)
+    # What no file is known to do, but some file will.
+    bad("raises", "ValueError: of a library, while it is read")
+    bad("not_encoded", "RuntimeError: while it is encoded")
+    bad("not_finite", "latents has values that are not finite")
+    bad("not_written", "OSError: while it is written")
+    bad("not_said", "RuntimeError: the caption", caption="unspeakable")
     for name, reason in (("short", "5 frames"), ("mute", "no audio stream"), ("text", "decoded")):
         rows.append(good | {"media_path": f"clips/{name}.mp4"})
         reasons[f"clips/{name}"] = reason
+    rows.append(good | {"media_path": "clips/no caption.mp4", "caption": " "})
+    reasons[f"row {len(rows)}"] = "no text in column 'caption'"
     (tmp_path / "data.json").write_text(json.dumps(rows))
     return tmp_path / "data.json", reasons
 
 
-def test_failures_are_named_and_the_others_finished(demo, broken, capsys):
+@pytest.fixture
+def faults(monkeypatch):
+    """The rows raises, not_encoded, not_finite, not_written and not_said do as they are named."""
+    load, video, save = encode.load_row, encode.video_encoder, encode.save
+    text = preprocess.text_encoder
+    marked = {}
+
+    def load_row(row, *rest):
+        if row.name.endswith("raises"):
+            raise ValueError("of a library,\nwhile it is read")
+        item = load(row, *rest)
+        marked[id(item.frames)] = row.name, item.frames  # kept, so that the id stays its own
+        return item
+
+    def video_encoder(*args):
+        inner = video(*args)
+
+        def run(clips):
+            names = [marked.get(id(clip), ("", None))[0] for clip in clips]
+            if any(name.endswith("not_encoded") for name in names):
+                raise RuntimeError("while it is encoded")
+            made = inner(clips)
+            pairs = zip(names, made, strict=True)
+            return [x * np.nan if name.endswith("not_finite") else x for name, x in pairs]
+
+        return run
+
+    def save_file(output, role, name, *rest):
+        if name.endswith("not_written") and role == "audio_latents":
+            raise OSError("while it is written")
+        return save(output, role, name, *rest)
+
+    def text_encoder(*args):
+        inner = text(*args)
+
+        def run(prompts):
+            if any("unspeakable" in prompt for prompt in prompts):
+                raise RuntimeError("the caption")
+            return inner(prompts)
+
+        return run
+
+    monkeypatch.setattr(encode, "load_row", load_row)
+    monkeypatch.setattr(encode, "video_encoder", video_encoder)
+    monkeypatch.setattr(encode, "save", save_file)
+    monkeypatch.setattr(preprocess, "text_encoder", text_encoder)
+
+
+def test_failures_are_named_and_the_others_finished(demo, broken, faults, capsys):
     dataset, reasons = broken
-    stale = dataset.parent / ".precomputed/latents/clips/short.safetensors"
+    root = dataset.parent / ".precomputed"
+    stale = root / "latents/clips/short.safetensors"
     stale.parent.mkdir(parents=True)
     stale.touch()
     assert preprocess.main(arguments(demo, dataset, "--decode")) == len(reasons)
     printed = capsys.readouterr().err
     for name, reason in reasons.items():
-        lines = [
-            line for line in printed.splitlines() if line.startswith("failed:") and reason in line
-        ]
-        assert lines, (name, reason, printed)
-    root = dataset.parent / ".precomputed"
+        (line,) = [line for line in printed.splitlines() if reason in line and f"{name}: " in line]
+        assert line.startswith("failed: ")
     for role in TENSORS:
-        files = [
-            p.relative_to(root / role).as_posix() for p in (root / role).rglob("*") if p.is_file()
-        ]
-        assert files == ["clips/000_media.safetensors"], role
+        assert files_below(root / role).names == {"clips/000_media"}, role
+    assert listed(root).keys() == {"clips/000_media"}
     clip = read_video(root / "decoded_videos/clips/000_media.mp4")
     assert clip.frames.shape == (25, 64, 96, 3) and clip.fps == 25
     assert read_video(root / "decoded_masks/clips/000_media.mp4").frames.max() > 100
     assert (root / "decoded_audio/clips/000_media.wav").stat().st_size > 40_000
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("d.json", json.dumps([{"caption": "x", "media_path": "a.mp4"}])),
-        ("d.jsonl", '{"caption": "x", "media_path": "a.mp4"}\n\n'),
-        ("d.csv", "caption,media_path\nx,a.mp4\n"),
-    ],
-)
-def test_formats(tmp_path, name, text):
-    (tmp_path / name).write_text(text)
-    (row,) = read_rows(tmp_path / name, Columns("caption", "media_path", None, None))
-    assert (row.name, row.caption, row.clip) == ("a", "x", tmp_path / "a.mp4")
+def test_the_list_is_the_shapes_of_the_files(demo):
+    root = demo / "dataset/.precomputed"
+    files = listed(root)
+    assert files.keys() == files_below(root / "latents").names
+    for name, shapes in files.items():
+        for role in TENSORS:
+            tensors, _ = read(root / role / f"{name}.safetensors")
+            assert shapes[role] == {key: x.shape for key, x in tensors.items()}
+
+
+def test_rows_that_left_the_table_are_told_and_not_trained_on(demo, dataset_copy, capsys):
+    """As report 03 has it."""
+    rows = json.loads(dataset_copy.read_text())
+    dataset_copy.write_text(json.dumps(rows[1:2]))
+    assert preprocess.main(arguments(demo, dataset_copy)) == 0
+    printed = capsys.readouterr().err
+    gone = "clips/000_media, clips/002_media, clips/003_media"
+    assert f"no longer in the data set, so not trained on: 3 ({gone})" in printed
+    root = dataset_copy.parent / ".precomputed"
+    found = survey(root, {role: role for role in TENSORS})
+    assert [sample.name for sample in found.samples] == ["clips/001_media"]
+    assert found.left_out == gone.split(", ")
+
+
+@pytest.fixture
+def dataset_copy(demo, tmp_path) -> Path:
+    """The demo's data set, with what is preprocessed of it."""
+    shutil.copytree(demo / "dataset", tmp_path / "dataset")
+    return tmp_path / "dataset/dataset.json"
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    "flags",
     [
-        ([{"caption": "x", "media_path": "a.mp4"}] * 2, "same files"),
-        ([{"caption": "x", "media_path": f"a.{s}"} for s in ("mp4", "mov")], "same files"),
-        ([{"caption": " ", "media_path": "a.mp4"}], "row 1: no text in column 'caption'"),
-        ([{"caption": "x"}], "row 1: no text in column 'media_path'"),
-        ([{"caption": "x", "media_path": "../a.mp4"}], "not below the data set's folder"),
-        ([], "no rows"),
-        ({"caption": "x"}, "expected a list"),
+        ("--caption-column", "prompt", "--video-column", "video"),
+        ("--column", "caption=prompt", "--column", "video=Video"),
     ],
 )
-def test_data_sets_that_are_wrong(tmp_path, rows, message):
-    path = tmp_path / "d.json"
-    path.write_text(json.dumps(rows))
-    with pytest.raises(InputError, match=message):
-        read_rows(path, Columns("caption", "media_path", None, None))
+def test_columns_of_other_names(demo, tmp_path, flags):
+    path = tmp_path / "d.csv"
+    path.write_text("prompt;video;reference_path;mask_path\nwords;a.mp4;b.mp4;c.mp4\n")
+    (row,) = preprocess.read_columns(arguments(demo, path, *flags)).rows
+    assert (row.caption, row.clip, row.reference) == (
+        "words",
+        tmp_path / "a.mp4",
+        tmp_path / "b.mp4",
+    )
+    with pytest.raises(
+        InputError, match=r"no column 'caption'; it has 'prompt', 'video', .* --column c"
+    ):
+        preprocess.read_columns(arguments(demo, path))
+
+
+@pytest.mark.parametrize("text", ["prompt", "words=prompt", "caption="])
+def test_a_column_of_no_role_is_refused(demo, text):
+    with pytest.raises(InputError, match="ROLE=NAME with one of caption, video, reference, mask"):
+        arguments(demo, Path("d.json"), "--column", text)
 
 
 def test_captions(demo):

@@ -1,6 +1,6 @@
 """The `.precomputed` folder: one safetensors file a sample in each of its sub-folders.
 
-The files of a sample have the same relative name in all of them.
+The files of a sample have the same relative name in all of them; index.py lists the samples.
 """
 
 import contextlib
@@ -12,6 +12,12 @@ from safetensors import safe_open
 
 from justdubit_jax.errors import InputError
 from justdubit_jax.files import open_tensors, save_safetensors
+
+
+def precomputed_root(path: Path) -> Path:
+    """The folder, or `.precomputed` in it where it is a data set's, as the torch trainer does."""
+    inside = path / ".precomputed"
+    return inside if inside.is_dir() else path
 
 
 def metadata_of(output: Path, name: str) -> dict[str, str]:
@@ -29,12 +35,18 @@ def save(
     name: str,
     tensors: Mapping[str, np.ndarray],
     metadata: Mapping[str, str],
-) -> None:
-    save_safetensors(output / role / f"{name}.safetensors", tensors, metadata)
+) -> dict[str, tuple[int, ...]]:
+    """Write a sample's file of a role; returns the shapes in it. Raises InputError for NaN."""
+    path = output / role / f"{name}.safetensors"
+    for tensor, array in tensors.items():
+        if not np.isfinite(np.asarray(array, np.float32)).all():
+            raise InputError(f"{path}: not written: {tensor} has values that are not finite")
+    save_safetensors(path, tensors, metadata)
+    return {tensor: array.shape for tensor, array in tensors.items()}
 
 
 def remove(output: Path, name: str) -> None:
-    """Files of an earlier run: a clip that has changed and now fails must not leave them."""
+    """Remove the files of a sample."""
     for role in TENSORS:
         (output / role / f"{name}.safetensors").unlink(missing_ok=True)
 

@@ -1,13 +1,12 @@
-"""The data set file: a JSON list, JSONL or CSV with a caption and clips a row."""
+"""The rows of a data set: a caption and the paths of its clips each."""
 
-import csv
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from justdubit_jax.errors import InputError
+from justdubit_jax.data.names import key, sample_name, unlike
+from justdubit_jax.data.tables import Record, read_records
+from justdubit_jax.errors import InputError, about
 
 # What a caption model tends to begin with, for --remove-llm-prefixes (as in the torch trainer).
 _LLM_PREFIXES = (
@@ -27,13 +26,14 @@ _LLM_PREFIXES = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One sample to make: its name (relative, without suffix) and its files."""
+    """One sample to make: its name (see names.py), its files, and its place in the table."""
 
     name: str
     caption: str
     clip: Path
     reference: Path | None
     mask: Path | None
+    place: str = ""  # "line 3"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,60 +46,90 @@ class Columns:
     mask: str | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The rows of a data set; rows that cannot be used, by their place; what was assumed."""
+
+    rows: list[Row]
+    faults: list[str]
+    notes: list[str]
+
+
+class MissingColumn(InputError):
+    """A table lacks a column that was asked for; `role` is the field of Columns."""
+
+    def __init__(self, message: str, role: str):
+        super().__init__(message)
+        self.role = role
+
+
 def read_rows(path: Path, columns: Columns) -> list[Row]:
-    """Rows of a data set file; their paths are relative to its folder.
+    """The rows of a data set file, of which none may be faulty.
 
-    Raises InputError naming the row and the column, or two rows of one name.
+    Raises InputError naming the row and what is wrong with it.
     """
+    table = read_table(path, columns)
+    if table.faults:
+        raise InputError(table.faults[0])
+    return table.rows
+
+
+def read_table(path: Path, columns: Columns) -> Table:
+    """The rows of a data set file; their paths are relative to its folder.
+
+    A name depends on no other row, but where two would write the same files.
+    Raises InputError where the file as a whole is wrong, MissingColumn where a column is.
+    """
+    wanted = {role: name for role, name in dataclasses.asdict(columns).items() if name}
+    with about(path):
+        records = read_records(path, list(wanted.values()))
+        found = {role: records.column(name) for role, name in wanted.items()}
+    missing = [role for role, column in found.items() if column is None]
+    if missing and records.columns:
+        listed = ", ".join(map(repr, records.columns))
+        separated = f", separated by {records.separator}" if records.separator else ""
+        message = f"{path}: no column {wanted[missing[0]]!r}; it has {listed}{separated}"
+        raise MissingColumn(message, missing[0])
+
     rows: dict[str, Row] = {}
-    for number, record in enumerate(_records(path), 1):
-        values = []
-        for column in dataclasses.astuple(columns):
-            value = record.get(column) if column else None
-            if column and not (isinstance(value, str) and value.strip()):
-                raise InputError(f"{path}: row {number}: no text in column {column!r}")
-            values.append(value.strip() if value else None)
-        caption, clip, reference, mask = values
-        clip_path = path.parent / clip
+    faults = list(records.faults)
+    for record in records.records:
         try:
-            relative = clip_path.resolve().relative_to(path.parent.resolve())
-        except ValueError:
-            raise InputError(
-                f"{path}: row {number}: {clip} is not below the data set's folder"
-            ) from None
-        name = relative.with_suffix("").as_posix()
-        if name in rows:
-            raise InputError(
-                f"{path}: row {number}: {clip} and {rows[name].clip.name} of another row would "
-                f"write the same files ({name}.safetensors)"
-            )
-        rows[name] = Row(
-            name=name,
-            caption=caption,
-            clip=clip_path,
-            reference=path.parent / reference if reference else None,
-            mask=path.parent / mask if mask else None,
-        )
-    if not rows:
+            cells = {role: _text(record, column) for role, column in found.items() if column}
+            row = _row(cells, record.place, path.parent, rows)
+            rows[key(row.name)] = row
+        except InputError as error:
+            faults.append(f"{record.place}: {error}")
+    if not rows and not faults:
         raise InputError(f"{path}: the data set has no rows")
-    return list(rows.values())
+    faults = [f"{path}: {fault}" for fault in faults]
+    return Table(list(rows.values()), faults, [f"{path}: {note}" for note in records.notes])
 
 
-def _records(path: Path) -> list[Mapping[str, Any]]:
-    readers = {
-        ".json": lambda text: json.loads(text),
-        ".jsonl": lambda text: [json.loads(line) for line in text.splitlines() if line.strip()],
-        ".csv": lambda text: list(csv.DictReader(text.splitlines())),
-    }
-    if path.suffix.lower() not in readers:
-        raise InputError(f"{path}: a data set is a .json, .jsonl or .csv file")
+def _row(cells: Mapping[str, str], place: str, folder: Path, others: Mapping[str, Row]) -> Row:
+    """A row, named unlike the others before it, which are given by the keys of their names."""
+    paths = {role: folder / text for role, text in cells.items() if role != "caption"}
+    clip, reference, mask = (paths.get(role) for role in ("clip", "reference", "mask"))
+    assert clip is not None
+    caption, name = cells["caption"], sample_name(clip, folder)
+    if first := others.get(key(name)):
+        if (first.clip, first.caption, first.reference) == (clip, caption, reference):
+            raise InputError(f"{clip}, its caption and reference are those of {first.place}")
+        name = unlike(name, others, cells)
+    return Row(name, caption, clip, reference, mask, place)
+
+
+def _text(record: Record, column: str) -> str:
+    value = record.cells.get(column)
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"no text in column {column!r}")
     try:
-        records = readers[path.suffix.lower()](path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable data set: {error}") from None
-    if not isinstance(records, list) or not all(isinstance(r, Mapping) for r in records):
-        raise InputError(f"{path}: expected a list of objects, one a sample")
-    return records
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"half a character in column {column!r}: {value!r}") from None
+    if "\0" in value:
+        raise InputError(f"a zero byte in column {column!r}: {value!r}")
+    return value.strip()
 
 
 def without_llm_prefix(caption: str) -> str:

@@ -15,7 +15,7 @@ import jax
 from rich.console import Console
 
 from justdubit_jax import cli, dub, preprocess, train
-from justdubit_jax.data import precomputed
+from justdubit_jax.data import index, precomputed
 from justdubit_jax.demo.assets import GEMMA_TEXT_CONFIG, make_dataset, make_gemma
 from justdubit_jax.demo.checkpoint import make_checkpoint
 from justdubit_jax.devices import sharding
@@ -45,6 +45,7 @@ _MADE = (
         f"dataset/.precomputed/{role}/clips/[0-9]*_media.safetensors"
         for role in precomputed.TENSORS
     ),
+    *(f"dataset/.precomputed/{name}" for name in (index.FILE, index.LOCK)),
     f"{RUN.state}/**",
     *map(str, (RUN.any_lora, RUN.metrics, RUN.validation, RUN.any_sample, RUN.loss_picture)),
     f"{RUN.contexts}/*.safetensors",

@@ -1,7 +1,7 @@
 """Prompts to contexts: the tokenizer, Gemma and the connectors."""
 
+import functools
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,39 @@ def text_encoder(
     return run
 
 
+def cut_prompts(gemma_folder: Path, prompts: Sequence[str]) -> list[str | None]:
+    """For each prompt that the text encoder would cut, what is wrong with it."""
+    open_gemma(gemma_folder)  # a folder that is another thing is said to be so
+    tokenizer = _tokenizer(gemma_folder)
+    return [_too_long(tokenizer, prompt) for prompt in prompts]
+
+
 def load_tokenizer(
     folder: Path, vocab_size: int
 ) -> Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]:
-    """Prompts to token ids and mask, int32 [b, 1024], stripped and padded on the left."""
+    """Prompts to token ids and mask, int32 [b, 1024], stripped and padded on the left.
+
+    Raises InputError for a prompt of more tokens: the words to say stand at its end.
+    """
+    tokenizer = _tokenizer(folder)
+    if len(tokenizer) > vocab_size and max(tokenizer.get_vocab().values()) >= vocab_size:
+        raise InputError(f"{folder}: tokenizer has ids beyond the model's {vocab_size} embeddings")
+
+    def run(prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        for prompt in prompts:
+            if reason := _too_long(tokenizer, prompt):
+                raise InputError(reason)
+        encoded = tokenizer(
+            [prompt.strip() for prompt in prompts], padding="max_length", max_length=PROMPT_TOKENS
+        )
+        ids, mask = encoded["input_ids"], encoded["attention_mask"]
+        return np.asarray(ids, np.int32), np.asarray(mask, np.int32)
+
+    return run
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(folder: Path) -> Any:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no torch
     from transformers import AutoTokenizer  # takes seconds; only who reads prompts waits for it
 
@@ -69,21 +98,15 @@ def load_tokenizer(
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if len(tokenizer) > vocab_size and max(tokenizer.get_vocab().values()) >= vocab_size:
-        raise InputError(f"{folder}: tokenizer has ids beyond the model's {vocab_size} embeddings")
+    return tokenizer
 
-    def run(prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        for prompt, ids in zip(prompts, tokenizer(list(prompts))["input_ids"], strict=True):
-            if len(ids) > PROMPT_TOKENS:
-                count = f"{PROMPT_TOKENS} of {len(ids)} tokens"
-                warnings.warn(f"prompt cut to {count}: {prompt[:60]!r}…", stacklevel=2)
-        encoded = tokenizer(
-            [prompt.strip() for prompt in prompts],
-            padding="max_length",
-            max_length=PROMPT_TOKENS,
-            truncation=True,
-        )
-        ids, mask = encoded["input_ids"], encoded["attention_mask"]
-        return np.asarray(ids, np.int32), np.asarray(mask, np.int32)
 
-    return run
+def _too_long(tokenizer: Any, prompt: str) -> str | None:
+    count = len(tokenizer(prompt.strip(), verbose=False)["input_ids"])
+    if count <= PROMPT_TOKENS:
+        return None
+    lost = (count - PROMPT_TOKENS) / count
+    return (
+        f"the text has {count} tokens, the text encoder takes {PROMPT_TOKENS}: its last "
+        f"{lost:.1%} would be lost ({prompt[:40]!r}...)"
+    )

@@ -1,16 +1,22 @@
 """Rows to latents and masks on disk."""
 
 import argparse
+import contextlib
+import dataclasses
+import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from pathlib import Path
 
-from justdubit_jax.data.precomputed import TENSORS, remove, save
+import numpy as np
+
+from justdubit_jax.data.index import Files, Index
+from justdubit_jax.data.precomputed import TENSORS, metadata_of, save
 from justdubit_jax.data.rows import Row, without_llm_prefix
 from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.errors import InputError
 from justdubit_jax.latents.audio import audio_encoder
+from justdubit_jax.latents.shapes import Contexts
 from justdubit_jax.latents.tiling import default_tiling
 from justdubit_jax.latents.video import video_encoder
 from justdubit_jax.models.tokens import Layout
@@ -26,14 +32,27 @@ def prepare_caption(caption: str, args: argparse.Namespace) -> str:
     return f"{(args.lora_trigger or '').strip()} {caption}".strip()
 
 
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a row: the shapes in its files so far, or why there are none."""
+
+    row: Row
+    files: Files
+    reason: str = ""
+
+
 def encode_clips(
     args: argparse.Namespace,
     checkpoint: Checkpoint,
     rows: Sequence[Row],
+    refused: Mapping[str, str],
     shapes: Sequence[Bucket],
-    output: Path,
-) -> Iterator[tuple[str, str | None]]:
-    """Encode and write everything but the captions; yields each name with its failure, if any."""
+    index: Index,
+) -> Iterator[Outcome]:
+    """Encode and write everything but the captions; `refused` rows, by name, fail as they say.
+
+    Whatever a row's files raise, while they are read, encoded or written, costs that row alone.
+    """
     layout = checkpoint.layout
     tiling = default_tiling(layout) if args.vae_tiling else None
     encode_video = video_encoder(checkpoint, default_dtype(), tiling)
@@ -41,10 +60,12 @@ def encode_clips(
     rate = layout.sample_rate if args.with_audio else 0
     waiting: dict[Bucket, list[Loaded]] = defaultdict(list)
 
-    def finish(group: list[Loaded]) -> Iterator[tuple[str, None]]:
+    def encode(group: Sequence[Loaded]) -> list[dict[str, np.ndarray]]:
+        """The tensors of each by role."""
         latents = encode_video([item.frames for item in group])
         references = [i.reference_frames for i in group if i.reference_frames is not None]
         reference_latents = encode_video(references) if references else [None] * len(group)
+        made = []
         for item, own, reference in zip(group, latents, reference_latents, strict=True):
             tensors = {"latents": own, "reference_latents": reference, "masks": item.mask}
             if encode_audio:
@@ -53,26 +74,92 @@ def encode_clips(
                 tensors |= dict(
                     zip(("audio_latents", "reference_audio_latents"), encoded, strict=True)
                 )
-            metadata = _metadata(item.bucket, item.fps, layout)
-            for role, tensor in tensors.items():
-                if tensor is not None:
-                    named = {TENSORS[role][0]: tensor}
-                    save(output, role, item.row.name, named, metadata)
-            yield item.row.name, None
+            made.append({role: x for role, x in tensors.items() if x is not None})
+        return made
+
+    def write(item: Loaded, tensors: Mapping[str, np.ndarray]) -> Outcome:
+        metadata = _metadata(item.bucket, item.fps, layout)
+        files = {
+            role: save(index.folder, role, item.row.name, {TENSORS[role][0]: tensor}, metadata)
+            for role, tensor in tensors.items()
+        }
+        return Outcome(item.row, files)
 
     for row in rows:
-        remove(output, row.name)
         try:
+            index.remove(row.name)
+            if row.name in refused:
+                raise InputError(refused[row.name])
             item = load_row(row, shapes, rate, layout)
-        except InputError as error:
-            yield row.name, str(error)
+        except Exception as error:
+            yield _failed(row, error, index)
             continue
         group = waiting[item.bucket]
         group.append(item)
         if len(group) == args.batch_size:
-            yield from finish(waiting.pop(item.bucket))
+            yield from each_of_group(waiting.pop(item.bucket), encode, write, _row_of, index)
     for group in waiting.values():
-        yield from finish(group)
+        yield from each_of_group(group, encode, write, _row_of, index)
+
+
+def encode_captions(
+    args: argparse.Namespace,
+    encode: Callable[[Sequence[str]], list[Contexts]],
+    clips: Sequence[Outcome],
+    index: Index,
+) -> Iterator[Outcome]:
+    """Encode and write the captions of rows whose clips are done; a bad one costs its row."""
+
+    def contexts(group: Sequence[Outcome]) -> list[Contexts]:
+        return encode([prepare_caption(clip.row.caption, args) for clip in group])
+
+    def write(clip: Outcome, made: Contexts) -> Outcome:
+        name = clip.row.name
+        tensors = dict(zip(TENSORS["conditions"], made, strict=True))
+        shapes = save(index.folder, "conditions", name, tensors, metadata_of(index.folder, name))
+        return Outcome(clip.row, {**clip.files, "conditions": shapes})
+
+    for group in itertools.batched(clips, args.batch_size):
+        yield from each_of_group(group, contexts, write, lambda clip: clip.row, index)
+
+
+def each_of_group[Item, Made](
+    group: Sequence[Item],
+    encode: Callable[[Sequence[Item]], Sequence[Made]],
+    write: Callable[[Item, Made], Outcome],
+    row_of: Callable[[Item], Row],
+    index: Index,
+) -> Iterator[Outcome]:
+    """A group encoded at once, then written; where that fails, one by one."""
+    try:
+        made = encode(group)
+    except Exception as error:
+        if len(group) == 1:
+            yield _failed(row_of(group[0]), error, index)
+            return
+        for item in group:
+            yield from each_of_group([item], encode, write, row_of, index)
+        return
+    for item, own in zip(group, made, strict=True):
+        try:
+            outcome = write(item, own)
+        except Exception as error:
+            outcome = _failed(row_of(item), error, index)
+        yield outcome
+
+
+def _row_of(item: Loaded) -> Row:
+    return item.row
+
+
+def _failed(row: Row, error: Exception, index: Index) -> Outcome:
+    """A row without files; a clip that has changed and now fails leaves none of before."""
+    with contextlib.suppress(OSError, ValueError):
+        index.remove(row.name)
+    reason = str(error)
+    if not isinstance(error, InputError):
+        reason = f"{row.clip}: {type(error).__name__}: {reason}"
+    return Outcome(row, {}, " ".join(reason.split()))
 
 
 def _metadata(bucket: Bucket, fps: Fraction, layout: Layout) -> dict[str, str]:

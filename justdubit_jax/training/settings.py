@@ -55,7 +55,7 @@ class Settings:
     accumulation: int  # micro-batches a step
     remat: Remat | None  # None: what is kept beside the rest of the step fits the device
     mesh: tuple[int, int]  # devices along (data, fsdp); data -1: those that fsdp leaves
-    data_root: Path | None  # the .precomputed folder; a dry run may do without
+    data_root: Path | None  # .precomputed, or the folder with it; a dry run may do without
     reader_threads: int  # 0: read in the loop
     checkpoint_interval: int  # steps; 0: the last step only
     keep_last_n: int  # checkpoints; below 1: all
