@@ -27,7 +27,7 @@ from queue import SimpleQueue
 
 from rich.console import Console
 from wires.every import FAULTS
-from wires.fault import Fault, Found, copy_tree, faulty, mark, try_fault
+from wires.fault import Fault, Found, copy_tree, faulty, make_demo, mark, try_fault
 
 from justdubit_jax import cli
 from justdubit_jax.errors import InputError
@@ -84,14 +84,18 @@ def run(
     left = [fault for fault in faults if fault.name not in known]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
         copies: SimpleQueue[Path] = SimpleQueue()
+        kept = Path(folder) / "kept"
         for number in range(min(jobs, len(left))):
-            copy_tree(REPO, Path(folder) / str(number))
-            copies.put(Path(folder) / str(number))
+            copy = Path(folder) / str(number)
+            copy_tree(REPO, copy)
+            copies.put(copy)
+            if not kept.exists():
+                make_demo(copy, kept)
 
         def one(fault: Fault) -> Found:
             copy = copies.get()
             try:
-                return try_fault(fault, copy)
+                return try_fault(fault, copy, kept)
             finally:
                 copies.put(copy)
 

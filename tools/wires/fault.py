@@ -27,6 +27,7 @@ class Fault(NamedTuple):
     old: str  # stands once in the file
     new: str
     tests: str  # pytest's arguments, of which at least one test must fail
+    anew: bool = False  # whether the tests' demo is to be made with the fault in
     # Why the fault changes nothing that anyone could notice; its tests pass then.
     harmless: str = ""
 
@@ -78,21 +79,31 @@ def copy_tree(tree: Path, to: Path) -> None:
             shutil.copy2(tree / name, to / name)
 
 
-def try_fault(fault: Fault, copy: Path) -> Found:
+def make_demo(copy: Path, kept: Path) -> None:
+    """The demo that tests read, made by the code as it is; so are the programs they compile."""
+    kept.mkdir(parents=True, exist_ok=True)
+    done = _tested(["tests/demo/test_demo.py"], copy, kept)
+    if done.returncode != _PASSED:
+        raise InputError(f"the tests of the demo do not pass as it is: {_tail(done)}")
+
+
+def try_fault(fault: Fault, copy: Path, kept: Path) -> Found:
     """Run the fault's tests with the fault in a copy of the tree, and take it out again.
 
-    Raises InputError if its words are not there, or if it is no program that runs.
+    `kept` is what make_demo left. Raises InputError if its words are not there, or if it is no program that runs.
     """
     path = copy / fault.file
     right = path.read_text()
     path.write_text(faulty(fault, copy))
     try:
-        return _judged(fault, _tested(fault.tests.split(), copy))
+        return _judged(fault, _tested(fault.tests.split(), copy, None if fault.anew else kept))
     finally:
         path.write_text(right)
 
 
-def _tested(tests: Sequence[str], copy: Path) -> subprocess.CompletedProcess[str]:
+def _tested(
+    tests: Sequence[str], copy: Path, kept: Path | None
+) -> subprocess.CompletedProcess[str]:
     once = ("-x", "-q", "-n", "0", "--no-header", "--tb=short", "-p", "no:cacheprovider")
     return subprocess.run(
         [sys.executable, "-m", "pytest", *once, *tests],
@@ -100,7 +111,12 @@ def _tested(tests: Sequence[str], copy: Path) -> subprocess.CompletedProcess[str
         capture_output=True,
         text=True,
         # Before what is installed, which is the tree itself.
-        env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(copy),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TESTS_KEPT": str(kept or ""),
+        },
     )
 
 
@@ -111,9 +127,12 @@ def _judged(fault: Fault, done: subprocess.CompletedProcess[str]) -> Found:
     failed = list(_failures(lines))
     broken = [word for word in _BROKEN for line in lines if line.startswith(f"E   {word}")]
     if done.returncode != _FAILED or not failed or broken:
-        tail = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
-        raise InputError(f"{fault.name}: its tests did not run: {tail}")
+        raise InputError(f"{fault.name}: its tests did not run: {_tail(done)}")
     return Found("caught", failed[0])
+
+
+def _tail(done: subprocess.CompletedProcess[str]) -> str:
+    return "\n".join((done.stdout + done.stderr).splitlines()[-25:])
 
 
 def _failures(lines: Sequence[str]) -> Iterator[str]:

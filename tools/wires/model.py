@@ -97,7 +97,8 @@ FAULTS = (
         "model.skip-of-the-first-block-everywhere",
         _TRANSFORMER,
         "weights, index, skip_here = xs",
-        "weights, index, skip_here = xs\n            skip_here = jax.tree.map(lambda x: x[0], skip)",
+        "weights, index, skip_here = xs\n"
+        "            skip_here = jax.tree.map(lambda x: x[0], skip)",
         "tests/models tests/sampling/test_loop.py",
     ),
     Fault(
@@ -223,7 +224,7 @@ FAULTS = (
         "quant.weights-rounded-before-they-are-encoded",
         "justdubit_jax/weights/arrays.py",
         "return cls(weight.shape, True, None, rows(weight.shape), weight.scheme, places)",
-        "import ml_dtypes\n\n        return cls(weight.shape, True, ml_dtypes.bfloat16, rows(weight.shape), "
+        "half = jnp.bfloat16\n        return cls(weight.shape, True, half, rows(weight.shape), "
         "weight.scheme, places)",
         "tests/weights tests/models/test_quant.py",
     ),
