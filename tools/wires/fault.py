@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from justdubit_jax.errors import InputError
 
-Verdict = Literal["caught", "survived"]
+Verdict = Literal["caught", "survived", "not run"]
 
 # Of pytest's exit codes, the one that says that tests ran and failed.
 _PASSED, _FAILED = 0, 1
@@ -33,7 +33,10 @@ class Fault(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What became of a fault; `by` is the first test that failed, or what was said instead."""
+    """What became of a fault; `by` is the first test that failed, or what was said instead.
+
+    "not run" is a fault that is no program that runs, which no test has to notice.
+    """
 
     verdict: Verdict
     by: str
@@ -90,13 +93,13 @@ def make_demo(copy: Path, kept: Path) -> None:
 def try_fault(fault: Fault, copy: Path, kept: Path) -> Found:
     """Run the fault's tests with the fault in a copy of the tree, and take it out again.
 
-    `kept` is what make_demo left. Raises InputError if its words are not there, or if it is no program that runs.
+    `kept` is what make_demo left. Raises InputError if its words are not there.
     """
-    path = copy / fault.file
+    changed, path = faulty(fault, copy), copy / fault.file
     right = path.read_text()
-    path.write_text(faulty(fault, copy))
+    path.write_text(changed)
     try:
-        return _judged(fault, _tested(fault.tests.split(), copy, None if fault.anew else kept))
+        return _judged(_tested(fault.tests.split(), copy, None if fault.anew else kept))
     finally:
         path.write_text(right)
 
@@ -120,14 +123,14 @@ def _tested(
     )
 
 
-def _judged(fault: Fault, done: subprocess.CompletedProcess[str]) -> Found:
+def _judged(done: subprocess.CompletedProcess[str]) -> Found:
     lines = done.stdout.splitlines()
     if done.returncode == _PASSED:
         return Found("survived", lines[-1] if lines else "")
     failed = list(_failures(lines))
     broken = [word for word in _BROKEN for line in lines if line.startswith(f"E   {word}")]
     if done.returncode != _FAILED or not failed or broken:
-        raise InputError(f"{fault.name}: its tests did not run: {_tail(done)}")
+        return Found("not run", _tail(done))
     return Found("caught", failed[0])
 
 

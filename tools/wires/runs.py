@@ -8,7 +8,7 @@ _WRITER = "justdubit_jax/validation/samples.py"
 _STATE = "justdubit_jax/runs/state.py"
 _OUTPUT = "justdubit_jax/runs/output.py"
 _TRAIN = "justdubit_jax/train.py"
-_SAMPLES = "tests/validation/test_rounds.py"
+_SAMPLES = "tests/validation/test_rounds.py tests/test_conscience.py"
 
 FAULTS = (
     Fault(
