@@ -8,7 +8,7 @@ _WRITER = "justdubit_jax/validation/samples.py"
 _STATE = "justdubit_jax/runs/state.py"
 _OUTPUT = "justdubit_jax/runs/output.py"
 _TRAIN = "justdubit_jax/train.py"
-_SAMPLES = "tests/validation/test_rounds.py tests/test_conscience.py"
+_SAMPLES = "tests/test_end_to_end.py tests/validation/test_rounds.py tests/test_conscience.py"
 
 FAULTS = (
     Fault(
@@ -52,7 +52,7 @@ FAULTS = (
         "justdubit_jax/training/prepare.py",
         "adapters = start(jax.random.key(run.seed))",
         "adapters = start(jax.random.key(0))",
-        "tests/training tests/test_train.py",
+        "tests/training/test_prepare.py tests/training tests/test_train.py",
     ),
     Fault(
         "start.lora-file-ignored",
@@ -66,28 +66,28 @@ FAULTS = (
         "justdubit_jax/training/prepare.py",
         "StepConfig(run.seed, run.lora.dropout, run.ema_decay)",
         "StepConfig(run.seed, 0.0, run.ema_decay)",
-        "tests/training tests/test_train.py",
+        "tests/training/test_prepare.py tests/training tests/test_train.py",
     ),
     Fault(
         "train.first-frame-never-given",
         "justdubit_jax/training/prepare.py",
         "first_frame_p=run.first_frame_p,",
         "first_frame_p=0.0,",
-        "tests/training tests/test_train.py",
+        "tests/training/test_prepare.py tests/training tests/test_train.py",
     ),
     Fault(
         "train.mask-loss-not-handed-on",
         "justdubit_jax/training/prepare.py",
         "mask_loss=run.mask_loss,",
         "mask_loss=None,",
-        "tests/training tests/test_train.py",
+        "tests/training/test_prepare.py tests/training tests/test_train.py",
     ),
     Fault(
         "train.isolation-not-handed-on",
         "justdubit_jax/training/prepare.py",
         "isolate=run.isolate,",
         "isolate=True,",
-        "tests/training tests/test_train.py",
+        "tests/training/test_prepare.py tests/training tests/test_train.py",
     ),
     Fault(
         "train.held-out-samples-are-trained-on",

@@ -7,7 +7,7 @@ _STEP = "justdubit_jax/training/step.py"
 _OPTIMIZER = "justdubit_jax/training/optimizer.py"
 _SAMPLES = "justdubit_jax/data/samples.py"
 _GOLDEN = "tests/training/test_objective.py"
-_FILES = "tests/data tests/test_train.py"
+_FILES = "tests/data tests/test_end_to_end.py"
 
 FAULTS = (
     Fault(
