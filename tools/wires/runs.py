@@ -92,8 +92,8 @@ FAULTS = (
     Fault(
         "train.held-out-samples-are-trained-on",
         _TRAIN,
-        "samples, held_out = split_holdout(samples, holdout, run.seed)",
-        "_, held_out = split_holdout(samples, holdout, run.seed)",
+        "samples, held_out = split_holdout(found.samples, holdout, run.seed)",
+        "samples, held_out = found.samples, split_holdout(found.samples, holdout, run.seed)[1]",
         "tests/validation tests/test_train.py",
     ),
     Fault(
