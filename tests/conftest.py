@@ -2,6 +2,9 @@
 
 `demo` is one run of the demo, as a person runs it; tests that need real files read them there.
 `four_steps` is a short training on its files, for tests of what a run leaves.
+
+Where the environment names a folder in TESTS_KEPT, the demo and compiled programs are kept there:
+who runs some tests many times, as tools/crossed_wires.py does, makes them once.
 """
 
 import os
@@ -28,10 +31,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def demo(shared_folder) -> Path:
+def demo(kept_folder) -> Path:
     """The workdir of a finished demo, with what it printed in `printed.txt`. Not to be changed."""
-    workdir = shared_folder / "demo"
-    with FileLock(shared_folder / "demo.lock"):
+    workdir = kept_folder / "demo"
+    with FileLock(kept_folder / "demo.lock"):
         if not (workdir / "printed.txt").exists():
             done = run_module("justdubit_jax.demo", "--workdir", workdir)
             assert done.returncode == 0, done.stderr[-3000:]
@@ -59,10 +62,17 @@ def shared_folder(tmp_path_factory) -> Path:
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
+@pytest.fixture(scope="session")
+def kept_folder(shared_folder) -> Path:
+    """Where the demo and compiled programs lie: the shared folder, or TESTS_KEPT."""
+    kept = os.environ.get("TESTS_KEPT")
+    return Path(kept) if kept else shared_folder
+
+
 @pytest.fixture(autouse=True, scope="session")
-def compilation_cache(shared_folder):
+def compilation_cache(kept_folder):
     """What one test, or a program that it starts, compiles, the others find."""
-    folder, least = str(shared_folder / "compiled"), 0.3
+    folder, least = str(kept_folder / "compiled"), 0.3
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(least)
     jax.config.update("jax_compilation_cache_dir", folder)

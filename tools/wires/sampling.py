@@ -1,0 +1,276 @@
+"""Crossed wires between a clip to dub and the dubbed file."""
+
+from wires.fault import Fault
+
+_LOOP = "justdubit_jax/sampling/loop.py"
+_GUIDANCE = "justdubit_jax/sampling/guidance.py"
+_SAMPLE = "justdubit_jax/dubbing/sample.py"
+_JOB = "justdubit_jax/dubbing/job.py"
+_DUB = "justdubit_jax/dub.py"
+_GOLDENS = "tests/sampling"
+_FROM_FILES = "tests/test_end_to_end.py tests/test_dub.py tests/test_conscience.py"
+
+FAULTS = (
+    Fault(
+        "sampling.negative-is-the-prompt",
+        _LOOP,
+        "return stream.context if stream.negative is None else stream.negative",
+        "return stream.context",
+        _GOLDENS,
+    ),
+    Fault(
+        "sampling.negatives-of-the-modalities-swapped",
+        _LOOP,
+        "Pass(_negative(video, settings.video), _negative(audio, settings.audio), skip)",
+        "Pass(_negative(video, settings.video), audio.context, skip)",
+        _GOLDENS,
+    ),
+    Fault(
+        "sampling.clean-tokens-move",
+        _LOOP,
+        "jnp.where(stream.is_clean(), x, euler_step(x, denoised, *pair))",
+        "euler_step(x, denoised, *pair)",
+        _GOLDENS,
+    ),
+    Fault(
+        "sampling.clean-tokens-have-the-sigma",
+        _LOOP,
+        "clean_count=jnp.full(batch, stream.clean_count),",
+        "clean_count=jnp.full(batch, stream.reference.shape[1]),",
+        _GOLDENS,
+    ),
+    Fault(
+        "sampling.isolation-inverted",
+        _LOOP,
+        "isolated=references if settings.isolate else (0, 0),",
+        "isolated=(0, 0) if settings.isolate else references,",
+        _GOLDENS,
+    ),
+    Fault(
+        "sampling.rule-not-handed-on",
+        _LOOP,
+        "cross_timestep=settings.cross_timestep,",
+        'cross_timestep="own",',
+        _GOLDENS,
+    ),
+    Fault(
+        "sampling.video-guidance-for-both",
+        _LOOP,
+        "zip((settings.video, settings.audio), predicted, strict=True)",
+        "zip((settings.video, settings.video), predicted, strict=True)",
+        _GOLDENS,
+    ),
+    Fault(
+        "sampling.perturbed-audio-not-skipped",
+        _LOOP,
+        "audio_self=flags(settings.audio.stg_blocks, Prediction.PERTURBED)",
+        "audio_self=flags((), Prediction.PERTURBED)",
+        _GOLDENS,
+    ),
+    Fault(
+        "sampling.alone-in-one-direction",
+        _LOOP,
+        "video_to_audio=flags(None, Prediction.ALONE)",
+        "video_to_audio=flags((), Prediction.ALONE)",
+        _GOLDENS,
+    ),
+    Fault(
+        "sampling.results-of-a-batch-mixed",
+        _LOOP,
+        "return jnp.moveaxis(x.reshape(batch, -1, *x.shape[1:]), 1, 0)",
+        "return x.reshape(-1, batch, *x.shape[1:])",
+        _GOLDENS,
+    ),
+    Fault(
+        "guidance.rescale-of-all-samples",
+        _LOOP,
+        "guided.append(jax.vmap(guidance.combine)(found[Prediction.PLAIN], *others))",
+        "guided.append(guidance.combine(found[Prediction.PLAIN], *others))",
+        _GOLDENS,
+    ),
+    Fault(
+        "guidance.audio-cfg-ignored",
+        _GUIDANCE,
+        "cfg=cfg if audio_cfg is None else audio_cfg,",
+        "cfg=cfg,",
+        "tests/sampling tests/validation/test_settings.py",
+    ),
+    Fault(
+        "guidance.modality-scales-swapped",
+        _GUIDANCE,
+        "video = Guidance(cfg, stg, video_modality, rescale, video_blocks)",
+        "video_modality, audio_modality = audio_modality, video_modality\n"
+        "    video = Guidance(cfg, stg, video_modality, rescale, video_blocks)",
+        "tests/sampling tests/validation/test_settings.py",
+    ),
+    Fault(
+        "guidance.stg-mode-ignored",
+        _GUIDANCE,
+        'return chosen, (chosen if mode == "stg_av" else ())',
+        "return chosen, chosen",
+        _GOLDENS,
+    ),
+    Fault(
+        "sampler.seed-ignored",
+        _SAMPLE,
+        "jax.random.split(jax.random.key(request.seed))",
+        "jax.random.split(jax.random.key(0))",
+        _FROM_FILES,
+    ),
+    Fault(
+        "sampler.audio-noise-is-the-videos",
+        _SAMPLE,
+        "audio_noise = jax.random.normal(audio_key,",
+        "audio_noise = jax.random.normal(video_key,",
+        _FROM_FILES,
+    ),
+    Fault(
+        "sampler.reference-picture-zero",
+        _SAMPLE,
+        "_stream(request, 0, video_noise, _video_tokens(encoded.reference), video_positions)",
+        "_stream(request, 0, video_noise, None if encoded.reference is None else "
+        "0 * _video_tokens(encoded.reference), video_positions)",
+        _FROM_FILES,
+    ),
+    Fault(
+        "sampler.reference-sound-zero",
+        _SAMPLE,
+        "tokens.audio_tokens(encoded.sound[None])",
+        "tokens.audio_tokens(0 * encoded.sound[None])",
+        _FROM_FILES,
+    ),
+    Fault(
+        "sampler.positions-reversed",
+        _SAMPLE,
+        "positions=jnp.asarray(np.concatenate(positions, 1))[None],",
+        "positions=jnp.asarray(np.concatenate(positions, 1))[None, :, ::-1],",
+        _FROM_FILES,
+    ),
+    Fault(
+        "sampler.frame-rate-ignored",
+        _SAMPLE,
+        "layout.video_positions(grid, float(job.fps))",
+        "layout.video_positions(grid, 24.0)",
+        _FROM_FILES,
+    ),
+    Fault(
+        "sampler.image-ignored",
+        _SAMPLE,
+        "first = _video_tokens(encoded.image)",
+        "first = None",
+        _FROM_FILES,
+    ),
+    Fault(
+        "sampler.contexts-swapped",
+        _SAMPLE,
+        "context=jnp.asarray(request.prompt[which])[None],",
+        "context=jnp.asarray(request.prompt[1 - which])[None],",
+        _FROM_FILES,
+    ),
+    Fault(
+        "sampler.prompt-and-negative-swapped",
+        _SAMPLE,
+        "        context=jnp.asarray(request.prompt[which])[None],\n        negative=negative,",
+        "        context=jnp.asarray(request.prompt[which])[None] if negative is None else "
+        "negative,\n        negative=jnp.asarray(request.prompt[which])[None],",
+        _FROM_FILES,
+    ),
+    Fault(
+        "sampler.reference-in-the-place-of-the-sample",
+        _SAMPLE,
+        "np.array(x[:, stream.reference.shape[1] :])",
+        "np.array(x[:, : x.shape[1] - stream.reference.shape[1]])",
+        _FROM_FILES,
+    ),
+    Fault(
+        "sampler.isolation-ignored",
+        _SAMPLE,
+        "settings = dataclasses.replace(self._settings, batched=batched)",
+        "settings = dataclasses.replace(self._settings, batched=batched, isolate=False)",
+        _FROM_FILES,
+    ),
+    Fault(
+        "job.sound-of-another-length",
+        _JOB,
+        "sound=read_audio(clip, layout.sample_rate, fitted.seconds),",
+        "sound=read_audio(clip, layout.sample_rate, fitted.seconds / 2),",
+        _FROM_FILES,
+    ),
+    Fault(
+        "job.picture-is-the-first-frame-of-the-clip",
+        _JOB,
+        "image=None if image is None else fit_image(image, rows, columns),",
+        "image=None if image is None else fitted.frames[:1],",
+        _FROM_FILES,
+    ),
+    Fault(
+        "job.negative-is-the-prompt",
+        _JOB,
+        "contexts[1] if negative is not None else None, seed)",
+        "contexts[0] if negative is not None else None, seed)",
+        _FROM_FILES,
+    ),
+    Fault(
+        "job.sounds-of-the-samples-swapped",
+        _JOB,
+        "yield video(picture), sound, rate",
+        "yield video(picture), sound[::-1], rate",
+        _FROM_FILES,
+    ),
+    Fault(
+        "dub.strength-ignored",
+        _DUB,
+        "alpha=config.alpha * args.lora_strength)",
+        "alpha=config.alpha)",
+        _FROM_FILES,
+    ),
+    Fault(
+        "dub.masking-inverted",
+        _DUB,
+        "isolate=not args.no_cross_attention_masking,",
+        "isolate=args.no_cross_attention_masking,",
+        _FROM_FILES,
+    ),
+    Fault(
+        "dub.rule-of-the-file-ignored",
+        _DUB,
+        "args.cross_timestep or read_record(args.lora).cross_timestep",
+        'args.cross_timestep or "other"',
+        _FROM_FILES,
+    ),
+    Fault(
+        "dub.stg-mode-ignored",
+        _DUB,
+        "mode=args.stg_mode,",
+        'mode="stg_av",',
+        _FROM_FILES,
+    ),
+    Fault(
+        "dub.modality-scales-swapped",
+        _DUB,
+        "video_modality=args.a2v_guidance_scale,",
+        "video_modality=args.v2a_guidance_scale,",
+        _FROM_FILES,
+    ),
+    Fault(
+        "dub.negative-prompt-ignored",
+        _DUB,
+        "negative = args.negative_prompt if",
+        "negative = NEGATIVE_PROMPT if",
+        _FROM_FILES,
+    ),
+    Fault(
+        "dub.frame-rate-of-the-output-ignored",
+        _DUB,
+        "write_video(args.out, frames, job.fps, sound, rate)",
+        "write_video(args.out, frames, 25, sound, rate)",
+        _FROM_FILES,
+    ),
+    Fault(
+        "dub.sound-of-the-clip",
+        _DUB,
+        "write_video(args.out, frames, job.fps, sound, rate)",
+        "write_video(args.out, frames, job.fps, sound if job.sound is None else job.sound, rate)",
+        _FROM_FILES,
+    ),
+)
