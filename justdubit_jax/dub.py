@@ -10,6 +10,7 @@ import math
 import tempfile
 from pathlib import Path
 
+import jax.numpy as jnp
 from rich.console import Console
 
 from justdubit_jax import cli
@@ -80,11 +81,13 @@ def main(args: argparse.Namespace) -> None:
     request = make_request(checkpoint, job, gemma, args.prompt, negative, seed)
 
     model = load_weights(checkpoint, keys.TRANSFORMER, model, settings.dtype)
+    # On the device only now: the text encoder has had it to itself.
+    adapters = {path: jnp.asarray(x, settings.dtype) for path, x in adapters.items()}
     weights = lora.Weights(adapters, lora.split(model)[2])
     with cli.counting(console, "sampling", args.steps) as show:
         sampled = sampler.sample(weights, [request], show)
     assert sampled is not None, "nobody stops it"
-    del model, weights, sampler
+    del model, weights, adapters, sampler
     (_, latents), *_ = sampled
     frames, sound, rate = next(decode_samples(checkpoint, [latents]))
     write_video(args.out, frames, job.fps, sound, rate)

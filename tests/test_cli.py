@@ -1,5 +1,6 @@
 """The types of the commands' flags."""
 
+import jax
 import pytest
 
 from justdubit_jax import cli
@@ -29,3 +30,15 @@ def test_a_count_is_a_whole_number_above_0(text):
     assert parser.parse_args(["--count", "7"]).count == 7
     with pytest.raises(InputError, match=f"--count: '{text}': expected a whole number above 0"):
         parser.parse_args([f"--count={text}"])
+
+
+@pytest.mark.parametrize(("asked", "used"), [(None, "highest"), ("tensorfloat32", "tensorfloat32")])
+def test_float32_is_float32_unless_asked_otherwise(asked, used, monkeypatch):
+    before = jax.config.jax_default_matmul_precision
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")  # taken back after the test
+    try:
+        jax.config.update("jax_default_matmul_precision", asked)
+        cli.set_up_jax()
+        assert jax.config.jax_default_matmul_precision == used
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)

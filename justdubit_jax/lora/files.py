@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
@@ -90,7 +89,7 @@ def write_file(
 
 
 def read_file(path: Path, shapes: Mapping[str, Any]) -> Adapters:
-    """Read a LoRA file into float32 adapters of the given shapes.
+    """Read a LoRA file into adapters of the given shapes: float32, in the host's memory.
 
     Raises InputError if the file is not a LoRA of exactly these modules, rank and shapes.
     """
@@ -105,7 +104,7 @@ def read_file(path: Path, shapes: Mapping[str, Any]) -> Adapters:
             rank_axis = 0 if our_path.endswith(".A") else 1
             _check_tensor(f"{path}: {key}", tensor, wanted[key].shape, rank_axis)
         stack = np.stack([tensor.astype(np.float32) for tensor in tensors.values()])
-        adapters[our_path] = jnp.asarray(stack.reshape(leaf.shape))
+        adapters[our_path] = stack.reshape(leaf.shape)
     return adapters
 
 
