@@ -73,10 +73,14 @@ def seconds(stamp: int | None, time_base: Any) -> float:
     return float((stamp or 0) * (time_base or 0))
 
 
-def declared_end(stream: VideoStream | AudioStream) -> float | None:
+def declared_end(
+    stream: VideoStream | AudioStream,
+    window: Window = Window(),  # noqa: B008 (immutable)
+) -> float | None:
     """Time at which a stream ends according to its header, in seconds on the file's clock."""
     if stream.duration:
-        return seconds((stream.start_time or 0) + stream.duration, stream.time_base)
+        end = seconds((stream.start_time or 0) + stream.duration, stream.time_base)
+        return end if window.end is None else min(end, float(window.end))
     # Matroska has no durations per stream; its usual writers leave the end in a tag.
     if match := re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", "")):
         return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])

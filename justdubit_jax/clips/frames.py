@@ -114,7 +114,8 @@ def timed_frames(source: Source) -> Generator[Presented]:
         # A rate may vary, but no more than a second is taken for that.
         if longest > 1 and count < time * source.rate - Fraction(1, 2):
             raise InputError(f"{path}: damaged: no frames for {float(longest):.1f} s")
-        end, reached = declared_end(stream), first[0] + time + max(1 / source.rate, last)
+        end = declared_end(stream, file.window(stream))
+        reached = first[0] + time + max(1 / source.rate, last)
         # One frame of tolerance and a half: some muxers count one more than they write.
         if source.start is not None and end is not None and reached < end - 1.5 * longest:
             raise InputError(

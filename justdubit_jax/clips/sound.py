@@ -65,7 +65,7 @@ def read_sound(
         is_clip = start is not None
         origin = seconds(stream.start_time, stream.time_base) if start is None else float(start)
         line = _Line(file, stream, origin, length)
-        declared = declared_end(stream) if is_clip else None
+        declared = declared_end(stream, file.window(stream)) if is_clip else None
         if declared is not None and line.end < min(declared, origin + float(length)) - 0.1:
             raise InputError(
                 f"{path}: its audio ends at {line.end:.2f} s instead of {declared:.2f} s"
