@@ -32,7 +32,7 @@ class Orientation:
     def turned(self) -> int:
         """Degrees counterclockwise, 0 to 270, after mirroring."""
         if self.transpose:
-            return 90 if self.flip_y else 270
+            return 90 if self.flip_y != self.mirrored else 270
         return 180 if self.flip_y else 0
 
     def apply(self, picture: UInt8[np.ndarray, "y x 3"]) -> UInt8[np.ndarray, "y2 x2 3"]:

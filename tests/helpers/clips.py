@@ -44,14 +44,19 @@ def mux(
     rate: int = RATE,
     fps: Fraction = Fraction(25),
     starts: tuple[float, float] = (0, 0),
+    change: Callable[[Any], None] = lambda stream: None,
 ) -> Path:
-    """Any container, codec and start times (video, audio), straight through PyAV."""
+    """Any container, codec and start times (video, audio), straight through PyAV.
+
+    `change` is given the video stream before it is opened.
+    """
     with av.open(str(path), "w") as container:
         streams: list[Any] = []  # of one kind and the other
         if frames is not None:
             streams += [(container.add_stream(video, rate=fps), pictures(frames, fps, starts[0]))]
             v = streams[0][0]
             v.height, v.width, v.pix_fmt = *frames.shape[1:3], pixels
+            change(v)
         if sound is not None:
             a: Any = container.add_stream(audio, rate=rate, layout=layout)
             size = a.codec_context.frame_size or 1024
