@@ -28,7 +28,7 @@ def video_track(path: Path, container: InputContainer) -> VideoStream:
     streams = list(container.streams.video)
     tracks = [s for s in streams if not s.disposition & _BESIDE] or streams
     tracks = [s for s in tracks if not s.disposition & Disposition.attached_pic]
-    tracks = [s for s in tracks if not _is_still(s)] or tracks
+    tracks = [s for s in tracks if not _is_picture(s)] or tracks
     if not tracks:
         raise InputError(f"{path}: no video stream")
     chosen = max(tracks, key=lambda s: (_is_default(s), _can_decode(s), _area(s), -s.index))
@@ -74,6 +74,6 @@ def _area(stream: Any) -> int:
     return stream.width * stream.height if _can_decode(stream) else 0
 
 
-def _is_still(stream: Any) -> bool:
-    """Cover art without a mark: a picture's codec and one frame."""
-    return _can_decode(stream) and stream.codec_context.name in _PICTURES and stream.frames == 1
+def _is_picture(stream: Any) -> bool:
+    """Whether it has a still picture's codec: beside a track of another it is cover art."""
+    return _can_decode(stream) and stream.codec_context.name in _PICTURES
