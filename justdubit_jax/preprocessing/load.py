@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from justdubit_jax.clips.facts import LARGE_CROP, ClipFacts, Finding
+from justdubit_jax.clips.frames import is_image
 from justdubit_jax.clips.masks import mask_findings, read_mask
 from justdubit_jax.clips.read import Clip, Shape, read_clip
 from justdubit_jax.clips.sound import Sound as FileSound
@@ -62,6 +63,8 @@ def load_row(
     clips = {"media": (row.clip, clip)}
 
     if row.reference:
+        if is_image(row.reference):
+            raise InputError(f"{row.reference}: a still picture, expected a clip")
         reference = read_clip(
             row.reference, lambda *_: Shape(*bucket), bucket.frames, clip.fps, strict_rate
         )
