@@ -49,16 +49,21 @@ def opened(path: Path) -> Iterator[Opened]:
         raise InputError(f"{path}: {error.strerror}") from None
 
 
-def decoded(path: Path, container: InputContainer, stream: Any) -> Iterator[Any]:
+def decoded(
+    path: Path, container: InputContainer, stream: Any, from_keyframe: bool = False
+) -> Iterator[Any]:
     """The frames of a video or audio stream; raises InputError at the first damaged one.
 
-    What comes before the first whole frame is left out: a stream that was cut anywhere begins with
-    frames whose references are not there.
+    What comes before the first whole frame is left out, as a stream may be cut anywhere; and with
+    `from_keyframe` what comes before one, of which decoders may make something nevertheless.
     """
     stream.codec_context.thread_type = "AUTO"
     stream.codec_context.thread_count = _THREADS
     begun = False
     for packet in container.demux(stream):
+        if from_keyframe and not packet.is_keyframe:
+            continue
+        from_keyframe = False
         frames = packet.decode()
         corrupt = packet.is_corrupt or any(frame.is_corrupt for frame in frames)
         if corrupt and not begun:

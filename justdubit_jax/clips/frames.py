@@ -32,6 +32,7 @@ class Source:
     rate: Fraction  # by the frames' time stamps
     tick: Fraction  # s, the unit of the stamps
     frames: int  # that can be taken; fewer than there are where more were not wanted
+    has_keyframes: bool  # marked as such
     start: Fraction | None  # s, the first stamp; None where there are none
     pixel_aspect: Fraction
     hidden_alpha: bool  # a WebM's, which not every decoder gives
@@ -55,7 +56,7 @@ def scan(path: Path, wanted: int | None = None, rate: Fraction | None = None) ->
     with opened(path) as file:
         stream = video_track(path, file.container)
         tick = _tick(stream)
-        times = _stamps(file, stream, wanted, rate)
+        times, has_keyframes = _stamps(file, stream, wanted, rate)
         rates = (stream.average_rate, stream.guessed_rate, stream.base_rate)
         declared = [Fraction(r.numerator, r.denominator) for r in rates if r]
         own = Fraction(1) if is_image(path) else own_rate(times, tick, declared)
@@ -75,6 +76,7 @@ def scan(path: Path, wanted: int | None = None, rate: Fraction | None = None) ->
             rate=own,
             tick=tick,
             frames=1 if is_image(path) else count,
+            has_keyframes=has_keyframes,
             start=times[0] if times else None,
             pixel_aspect=pixel_aspect(stream),
             hidden_alpha=stream.metadata.get("alpha_mode", stream.metadata.get("ALPHA_MODE"))
@@ -147,8 +149,11 @@ def _has_own_stamps(file: Opened) -> bool:
 
 def _stamps(
     file: Opened, stream: VideoStream, wanted: int | None, rate: Fraction | None
-) -> list[Fraction]:
-    """Times of the packets from the first keyframe on that are shown, ascending."""
+) -> tuple[list[Fraction], bool]:
+    """Times of the packets from the first keyframe on that are shown, ascending.
+
+    And whether there is a keyframe.
+    """
     tick, window, own = _tick(stream), file.window(stream), _has_own_stamps(file)
     times, key = [], None
     # A file that was cut off is read as far as it goes; decoding says where that is.
@@ -164,7 +169,7 @@ def _stamps(
                 times.append(time)
                 if _suffices(len(times), time - times[0], wanted, rate):
                     break
-    return sorted(times)
+    return sorted(times), key is not None
 
 
 def _suffices(count: int, span: Fraction, wanted: int | None, rate: Fraction | None) -> bool:
@@ -184,7 +189,8 @@ def _stamped(
     """
     window, own = file.window(stream), _has_own_stamps(file)
     following, delay = source.start or Fraction(0), None
-    for frame, woven in deinterlaced(decoded(file.path, file.container, stream)):
+    frames = decoded(file.path, file.container, stream, source.has_keyframes)
+    for frame, woven in deinterlaced(frames):
         stamp = frame.pts if own else frame.dts
         time = following  # where the file has no stamps
         if stamp is not None:

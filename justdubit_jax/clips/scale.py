@@ -6,6 +6,8 @@ from fractions import Fraction
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+_BAND = 16  # rows that are made at once: a large frame is never held in float32
+
 
 def resize_and_crop(
     frames: UInt8[np.ndarray, "f y x 3"],
@@ -56,8 +58,10 @@ def _weighted(
 ) -> Float32[np.ndarray, "h x 3"]:
     """Weighted sums along the first axis; not by BLAS, whose threads would change the rounding."""
     out = np.empty((len(rows), *x.shape[1:]), np.float32)
-    for index, (low, weights) in enumerate(rows):
-        # Row by row: a large frame is never held in float32.
-        part = np.ascontiguousarray(x[low : low + len(weights)], np.float32)
-        out[index] = np.einsum("k,kxc->xc", weights, part)
+    for first in range(0, len(rows), _BAND):
+        band = rows[first : first + _BAND]
+        start, (last, weights) = band[0][0], band[-1]
+        part = np.ascontiguousarray(x[start : last + len(weights)], np.float32)
+        for index, (low, weights) in enumerate(band, first):
+            out[index] = np.einsum("k,kxc->xc", weights, part[low - start :][: len(weights)])
     return out
