@@ -12,6 +12,7 @@ from justdubit_jax.errors import InputError
 
 # Numbers are those of ITU-T H.273, as FFmpeg has them.
 _UNSPECIFIED = (0, 2, 3)
+_BT2020 = 9  # as matrix and as primaries
 _MATRICES = {
     **{0: "RGB", 1: "BT.709", 4: "FCC", 5: "BT.601", 6: "BT.601", 7: "SMPTE 240M", 9: "BT.2020"},
 }
@@ -48,12 +49,13 @@ class Colour:
             # To sRGB's curve with BT.709's primaries, and tone-mapped, by swscale.
             self.name = f"{_HDR[transfer]} -> BT.709"
             if primaries in _UNSPECIFIED:
-                self._assumed["color_primaries"] = int(ColorPrimaries.BT2020)
+                self._assumed["color_primaries"] = _BT2020
             if matrix in _UNSPECIFIED and not _is_rgb(frame):
                 self._assumed["colorspace"] = int(Colorspace.BT2020)
             self._convert(ColorTrc.IEC61966_2_1)
-        elif primaries == ColorPrimaries.BT2020:
+        elif _BT2020 in (primaries, matrix) and primaries in (_BT2020, *_UNSPECIFIED):
             self.name = "BT.2020 -> BT.709"
+            self._assumed["color_primaries"] = _BT2020
             self._assumed["color_trc"] = int(ColorTrc.BT709)  # BT.2020's curve is the same
             self._convert(ColorTrc.BT709)
 

@@ -7,7 +7,7 @@ square pixels, in BT.709's colours, at a constant rate; what was done to them is
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from justdubit_jax.clips.frames import Presented, Source, is_image, scan, timed_
 from justdubit_jax.clips.geometry import orientation, shown_size
 from justdubit_jax.clips.scale import resize_and_crop
 from justdubit_jax.clips.sound import read_audio as read_audio
-from justdubit_jax.clips.timeline import Timed, at_rate, in_order, same_rate
+from justdubit_jax.clips.timeline import Timed, at_rate, in_order, own_rate, same_rate
 from justdubit_jax.clips.tracks import video_track
 from justdubit_jax.errors import InputError, about
 
@@ -133,7 +133,14 @@ def read_clip(
     source = scan(path, wanted, rate)
     count = source.frames
     while True:
-        clip, asked = _taken(source, choose, count, rate, strict, is_mask)
+        clip, asked, times = _taken(source, choose, count, rate, is_mask)
+        own = own_rate(times, source.tick, [source.rate]) or source.rate
+        if clip.facts.variable and not Fraction(2, 3) < own / source.rate < Fraction(3, 2):
+            # Packets were fields of frames: the frames know better.
+            source = dataclasses.replace(source, rate=own)
+            continue
+        if clip.facts.variable and strict:
+            raise InputError(f"{path}: {_off_its_place(times, source.rate)}")
         # Packets that cannot be decoded were counted: choose again by what there is.
         if asked is None or len(clip.frames) >= min(asked, count):
             return clip
@@ -141,34 +148,39 @@ def read_clip(
 
 
 def _taken(
-    source: Source, choose: Choose, count: int, rate: Fraction | None, strict: bool, is_mask: bool
-) -> tuple[Clip, int | None]:
-    """The clip, and how many frames were chosen."""
-    path, own, target = source.path, source.rate, rate or source.rate
+    source: Source, choose: Choose, count: int, rate: Fraction | None, is_mask: bool
+) -> tuple[Clip, int | None, list[Fraction]]:
+    """The clip, how many frames were chosen, and the times of those that were decoded."""
+    path, own, target, times = source.path, source.rate, rate or source.rate, []
     with contextlib.closing(timed_frames(source)) as frames:
         first = next(frames)
         look = Look(source, first, is_mask)
         with about(path):
             shape = choose(count, *look.size)
         size = shape.height, shape.width
-        pictures = (
-            Timed(frame.time, look.picture(frame, size))
-            for frame in itertools.chain([first], frames)
-        )
-        taken, rest, off = in_order(pictures, own, shape.frames)
-        if off is not None and strict:
-            raise InputError(
-                f"{path}: frame {len(taken)} is at {float(off.time):.3f} s, at {float(own):g} fps "
-                f"its place is {float((len(taken) - 1) / own):.3f} s: frames are missing, or the "
-                "rate is variable"
-            )
-        resampled = off is not None or not same_rate(own, target, shape.frames or count)
+
+        def pictures() -> Iterator[Timed]:
+            for frame in itertools.chain([first], frames):
+                times.append(frame.time)
+                yield Timed(frame.time, look.picture(frame, size))
+
+        taken, rest, off = in_order(pictures(), own, shape.frames)
+        resampled = off or not same_rate(own, target, shape.frames or count)
         if resampled:
             everything = at_rate(itertools.chain(taken, rest), target, own)
             taken = list(itertools.islice(everything, shape.frames))
     pixels = np.stack([picture for _, picture in taken])
-    facts = look.facts(len(pixels), size, target, off is not None, resampled)
-    return Clip(pixels, target, first.start, facts), shape.frames
+    facts = look.facts(len(pixels), size, target, off, resampled)
+    return Clip(pixels, target, first.start, facts), shape.frames, times
+
+
+def _off_its_place(times: Sequence[Fraction], rate: Fraction) -> str:
+    """What is wrong with the first frame that is off its place."""
+    index, time = next((i, t) for i, t in enumerate(times) if abs(t * rate - i) > Fraction(1, 2))
+    return (
+        f"frame {index + 1} is at {float(time):.3f} s, at {float(rate):g} fps its place is "
+        f"{float(index / rate):.3f} s: frames are missing, or the rate is variable"
+    )
 
 
 class Look:

@@ -58,18 +58,18 @@ def on_grid(time: Fraction, rate: Fraction, tick: Fraction) -> Fraction:
 
 def in_order(
     frames: Iterable[Timed], rate: Fraction, limit: int | None
-) -> tuple[list[Timed], Iterator[Timed], Timed | None]:
-    """The first frames up to `limit`, what is left, and the first frame off its place, if any.
+) -> tuple[list[Timed], Iterator[Timed], bool]:
+    """The first frames up to `limit`, what is left, and whether one is off its place.
 
-    A frame's place is its index / rate; off is by more than half a frame. The frame that is off is
-    the last one of the list, which ends there.
+    A frame's place is its index / rate; off is by more than half a frame. The list ends with the
+    first frame that is off.
     """
     rest, taken = iter(frames), []
     for frame in itertools.islice(rest, limit):
         taken.append(frame)
         if abs(frame.time * rate - (len(taken) - 1)) > Fraction(1, 2):
-            return taken, rest, frame
-    return taken, rest, None
+            return taken, rest, True
+    return taken, rest, False
 
 
 def at_rate(frames: Iterable[Timed], rate: Fraction, own: Fraction) -> Iterator[Timed]:

@@ -9,6 +9,7 @@ import pytest
 from av.video.reformatter import ColorRange, Colorspace
 from helpers.clips import mux
 
+from justdubit_jax.clips.colour import Colour
 from justdubit_jax.clips.formats import EXACT
 from justdubit_jax.clips.read import read_video
 from justdubit_jax.errors import InputError
@@ -160,6 +161,14 @@ def test_wide_colours_are_what_a_screen_shows(tmp_path, transfer):
         want = 255 * np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) ** (1 / 2.4)
     assert np.abs(clip.frames[:, 32, 32] - want).max() <= 12
     assert f"colours converted: {transfer} -> BT.709" in clip.facts.look_notes()
+
+
+def test_a_matrix_of_bt2020_means_its_primaries(tmp_path):
+    path = wide(tmp_path / "a.mp4", [CHART[0]], "BT.2020")
+    with av.open(str(path)) as file:
+        frame = next(file.decode(video=0))
+    frame.color_primaries = 2
+    assert Colour(frame).name == "BT.2020 -> BT.709"
 
 
 @pytest.mark.parametrize(

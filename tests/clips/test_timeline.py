@@ -10,6 +10,7 @@ from helpers.clips import apart, flash_and_click
 from helpers.layout import LTX2
 
 from justdubit_jax.clips.fit import fit_clip
+from justdubit_jax.clips.frames import _stamps as stamps_of_packets
 from justdubit_jax.clips.read import Shape, iterate_pictures, read_audio, read_clip, read_video
 from justdubit_jax.clips.timeline import own_rate, same_rate
 from justdubit_jax.errors import InputError
@@ -117,6 +118,21 @@ def test_a_hole_in_the_pictures(tmp_path, name, video):
         InputError, match=r"frame 2 is at 0\.200 s, at 25 fps its place is 0\.040 s"
     ):
         read_clip(path, lambda *_: Shape(41, 64, 64), 41, strict=True)
+
+
+def test_packets_of_single_fields_are_no_frames(tmp_path, monkeypatch):
+    """As transport streams have them: the stamps of the frames count."""
+    path = flash_and_click(tmp_path / "a.mp4")
+    whole, seen = read_video(path, 41), stamps_of_packets
+
+    def of_fields(*arguments):
+        times, has_keyframes = seen(*arguments)
+        return sorted([*times, *(time + Fraction(1, 50) for time in times)]), has_keyframes
+
+    monkeypatch.setattr("justdubit_jax.clips.frames._stamps", of_fields)
+    clip = read_video(path, 41)
+    assert (clip.fps, clip.facts.variable) == (25, False)
+    np.testing.assert_array_equal(clip.frames, whole.frames)
 
 
 def test_a_hole_behind_what_is_used_is_none(tmp_path):
