@@ -54,24 +54,25 @@ def decoded(
 ) -> Iterator[Any]:
     """The frames of a video or audio stream; raises InputError at the first damaged one.
 
-    What comes before the first whole frame is left out, as a stream may be cut anywhere; and with
-    `from_keyframe` what comes before one, of which decoders may make something nevertheless.
+    The cut-off packets with which a stream may begin are left out, and with `from_keyframe` what
+    comes before one, of which decoders may make something nevertheless.
     """
     stream.codec_context.thread_type = "AUTO"
     stream.codec_context.thread_count = _THREADS
-    begun = False
+    begun, waiting = False, from_keyframe
     for packet in container.demux(stream):
-        if from_keyframe and not packet.is_keyframe:
-            continue
-        from_keyframe = False
-        frames = packet.decode()
-        corrupt = packet.is_corrupt or any(frame.is_corrupt for frame in frames)
-        if corrupt and not begun:
-            continue
-        if corrupt:
-            raise InputError(f"{path}: damaged at {seconds(packet.pts, packet.time_base):.2f} s")
-        begun |= bool(frames)
-        yield from frames
+        if not begun and packet.is_corrupt:  # the rest of one that was cut
+            waiting = from_keyframe
+        elif not waiting or packet.is_keyframe:
+            waiting, frames = False, packet.decode()
+            if not begun and from_keyframe:  # frames that refer to what is before the keyframe
+                frames = [f for f in frames if f.key_frame or not f.is_corrupt]
+            if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
+                raise InputError(
+                    f"{path}: damaged at {seconds(packet.pts, packet.time_base):.2f} s"
+                )
+            begun |= bool(frames)
+            yield from frames
 
 
 def seconds(stamp: int | None, time_base: Any) -> float:
