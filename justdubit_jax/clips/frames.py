@@ -18,7 +18,6 @@ from justdubit_jax.errors import InputError
 
 IMAGES = (".png", ".jpg", ".jpeg")
 _MAX_RATE = 240  # above it, stamps are not those of pictures
-_ENOUGH = 4096  # packets that tell a rate
 _MARGIN = 64  # packets beyond the frames that are wanted: they come in the order of decoding
 
 
@@ -108,14 +107,17 @@ def timed_frames(source: Source) -> Generator[Presented]:
                     f"{path}: its time stamps go back at frame {count}, from "
                     f"{float(previous):.2f} s to {float(time):.2f} s"
                 )
+            # A rate may vary, but no more than a second is taken for that.
+            if time - previous > max(1, Fraction(3, 2) / source.rate):
+                raise InputError(
+                    f"{path}: damaged: no frames for {float(time - previous):.1f} s, from "
+                    f"{float(previous):.1f} s on"
+                )
             longest = max(longest, time - previous)
             last = (frame.duration or 0) * source.tick
             yield Presented(time, frame, None if source.start is None else first[0], woven)
         if first is None:
             raise InputError(f"{path}: no frames")
-        # A rate may vary, but no more than a second is taken for that.
-        if longest > 1 and count < time * source.rate - Fraction(1, 2):
-            raise InputError(f"{path}: damaged: no frames for {float(longest):.1f} s")
         end = declared_end(stream, file.window(stream))
         reached = first[0] + time + max(1 / source.rate, last)
         # One frame of tolerance and a half: some muxers count one more than they write.
