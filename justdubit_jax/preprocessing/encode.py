@@ -53,7 +53,8 @@ def encode_clips(
 ) -> Iterator[Outcome]:
     """Encode and write everything but the captions; `refused` rows, by name, fail as they say.
 
-    `read` is called with every row that was read. Whatever a row's files raise, while they are read, encoded or written, costs that row alone.
+    `read` is called with every row that was read. Whatever a row's files raise, while they are
+    read, encoded or written, costs that row alone.
     """
     layout = checkpoint.layout
     tiling = default_tiling(layout) if args.vae_tiling else None
