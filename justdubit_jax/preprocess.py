@@ -44,6 +44,8 @@ from justdubit_jax.preprocessing.encode import (
 from justdubit_jax.preprocessing.load import Loaded
 from justdubit_jax.weights.checkpoint import open_checkpoint
 
+_LOG_WIDTH = 200  # of the table where nobody looks at a terminal
+
 # What the flags call the fields of Columns.
 _ROLES = {"caption": "caption", "clip": "video", "reference": "reference", "mask": "mask"}
 
@@ -98,8 +100,8 @@ def main(args: argparse.Namespace) -> int:
         if args.decode:
             decode_all(args, checkpoint, index.folder, done, progress)
     if decisions.groups:
-        width = console.width if console.is_terminal else 200
-        console.print(decisions.table(), width=width, soft_wrap=False)
+        wide = console if console.is_terminal else Console(stderr=True, width=_LOG_WIDTH)
+        wide.print(decisions.table(), soft_wrap=False)
     total = len(table.rows) + len(table.faults)
     tell(console, f"{len(done)} of {total} samples are in {index.folder}")
     return total - len(done)

@@ -188,7 +188,7 @@ def test_failures_are_named_and_the_others_finished(demo, broken, faults, capsys
     for name, reason in reasons.items():
         (line,) = [line for line in printed.splitlines() if reason in line and f"{name}: " in line]
         assert line.startswith("failed: ")
-    assert "how the files were taken" in printed and "96x64" in printed
+    assert "how the files were taken" in printed and "video 1 of 1, h264; audio" in printed
     for role in TENSORS:
         assert files_below(root / role).names == {"clips/000_media"}, role
     assert listed(root).keys() == {"clips/000_media"}

@@ -75,6 +75,7 @@ class ClipFacts:
         """For a file that is made of the clip."""
         side, lost = self.crop
         return {
+            "frames": str(self.frames),
             "track": self.track,
             "stored": f"{self.width}x{self.height}",
             "shown": "{}x{}".format(*self.shown),

@@ -61,8 +61,10 @@ def _cells(facts: Mapping[str, str]) -> tuple[str, ...]:
     if facts["turned"] != "0":
         picture.append(f"turned {facts['turned']}")
     sound = [f"{facts['sound_track']} {facts['sound_layout']}"] if "sound_track" in facts else []
+    if changed:
+        rate = f"{'variable' if facts['variable'] == 'yes' else own} -> {rate}"
     return (
-        f"{'variable' if facts['variable'] == 'yes' else own} -> {rate}" if changed else rate,
+        "still" if facts["frames"] == "1" else rate,
         ", ".join(picture),
         "" if facts["cropped"].startswith("0.0 %") else facts["cropped"],
         facts["colour"],

@@ -6,6 +6,7 @@ from fractions import Fraction
 from helpers import boxes
 from helpers.clips import flash_and_click
 from helpers.layout import LTX2
+from PIL import Image
 from rich.console import Console
 
 from justdubit_jax.data.rows import Row
@@ -19,7 +20,8 @@ def test_what_was_decided_is_written_and_shown(tmp_path):
     target = flash_and_click(tmp_path / "a.mp4", **kind)
     boxes.orient(target, 0, 1, -1, 0)
     reference = flash_and_click(tmp_path / "b.mp4", **kind)
-    rows = [Row(name, "words", target, reference, None) for name in ("a", "b")]
+    Image.new("L", (96, 64)).save(tmp_path / "m.png")
+    rows = [Row(name, "words", target, reference, tmp_path / "m.png") for name in ("a", "b")]
     shapes, decisions = parse_buckets("64x64x25", LTX2), Decisions()
     for row in rows:
         item = load_row(row, shapes, 16_000, LTX2, Fraction(25))
@@ -41,3 +43,5 @@ def test_what_was_decided_is_written_and_shown(tmp_path):
     assert len(lines) == 2
     for part in ("media", "30 -> 25", "96x64, turned 270", "33.3 % of its height", "stereo", " 2 "):
         assert part in lines[0]
+    (mask,) = [line for line in shown.get().splitlines() if "m.png" in line]
+    assert "still" in mask
