@@ -11,9 +11,10 @@ the same relative name in each of
   masks/              masks [f, y, x] in 0..1
 
 whose metadata has the latent grid (num_frames, height, width) of the sample's bucket, as the torch
-trainer's files, and the clip's fps and duration in seconds. Beside them index.jsonl lists the
-samples, which are what is trained on. A row that fails is reported with its reason and leaves no
-files; the others are finished, and the exit code is 2.
+trainer's files, the clip's fps and duration in seconds, and as JSON in `source` how the file was
+taken: its tracks, rate, size, crop and colours, of which a table is shown at the end. Beside them
+index.jsonl lists the samples, which are what is trained on. A row that fails is reported with its
+reason and leaves no files; the others are finished, and the exit code is 2.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from justdubit_jax import cli
+from justdubit_jax.clips.rates import exact_fps
 from justdubit_jax.data.index import Index
 from justdubit_jax.data.rows import Columns, MissingColumn, Table, read_table
 from justdubit_jax.data.samples import some_of
@@ -31,6 +33,7 @@ from justdubit_jax.devices.choose import default_dtype, set_device
 from justdubit_jax.errors import InputError
 from justdubit_jax.latents.text import cut_prompts, text_encoder
 from justdubit_jax.preprocessing.buckets import parse_buckets
+from justdubit_jax.preprocessing.decisions import Decisions
 from justdubit_jax.preprocessing.decode import decode_all
 from justdubit_jax.preprocessing.encode import (
     Outcome,
@@ -38,7 +41,10 @@ from justdubit_jax.preprocessing.encode import (
     encode_clips,
     prepare_caption,
 )
+from justdubit_jax.preprocessing.load import Loaded
 from justdubit_jax.weights.checkpoint import open_checkpoint
+
+_LOG_WIDTH = 200  # of the table where nobody looks at a terminal
 
 # What the flags call the fields of Columns.
 _ROLES = {"caption": "caption", "clip": "video", "reference": "reference", "mask": "mask"}
@@ -56,6 +62,7 @@ def main(args: argparse.Namespace) -> int:
     refused = {row.name: reason for row, reason in cut if reason}
     index = Index(args.output_dir or args.dataset.parent / ".precomputed")
     others = index.begin({row.name for row in table.rows})
+    decisions = Decisions()
 
     with Progress(console=console, disable=not console.is_terminal) as progress:
 
@@ -70,11 +77,16 @@ def main(args: argparse.Namespace) -> int:
                 else:
                     yield outcome
 
+        def read(item: Loaded) -> None:
+            decisions.add(item)
+            for finding in item.findings:
+                tell(console, f"note: {finding}")
+
         for line in (*table.notes, *(f"failed: {fault}" for fault in table.faults)):
             tell(console, line)
         if others:
             tell(console, f"no longer in the data set, so not trained on: {some_of(others)}")
-        clips = encode_clips(args, checkpoint, table.rows, refused, shapes, index)
+        clips = encode_clips(args, checkpoint, table.rows, refused, shapes, index, read)
         clips = list(passed(clips, "clips", len(table.rows)))
         done: list[str] = []
         if clips:
@@ -87,6 +99,9 @@ def main(args: argparse.Namespace) -> int:
         index.finish()
         if args.decode:
             decode_all(args, checkpoint, index.folder, done, progress)
+    if decisions.groups:
+        wide = console if console.is_terminal else Console(stderr=True, width=_LOG_WIDTH)
+        wide.print(decisions.table(), soft_wrap=False)
     total = len(table.rows) + len(table.faults)
     tell(console, f"{len(done)} of {total} samples are in {index.folder}")
     return total - len(done)
@@ -132,6 +147,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="the same for any role: --column caption=prompt --column reference=source_video; "
         f"roles: {', '.join(_ROLES.values())}",
     )
+    add(
+        "--frame-rate",
+        type=exact_fps,
+        help="resample every clip to it, e.g. 25 (JustDubit's own); default: the clip's",
+    )
+    add("--strict-rate", action="store_true", help="refuse clips of a variable rate or with holes")
     add("--output-dir", type=Path, help="default: .precomputed beside the data set")
     add("--lora-trigger", help="word to put before every caption")
     add("--remove-llm-prefixes", action="store_true", help='drop "This video shows" and the like')
@@ -144,6 +165,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         setattr(args, f"{role}_column", name)
     if args.batch_size < 1:
         parser.error(f"--batch-size {args.batch_size}: expected at least 1")
+    if args.strict_rate and args.frame_rate is not None:
+        parser.error("--strict-rate refuses what --frame-rate resamples: give one of them")
     return args
 
 

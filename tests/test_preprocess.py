@@ -42,6 +42,8 @@ def test_files_of_a_sample(demo):
     for role, want in shapes.items():
         tensors, metadata = read(root / role / "clips/000_media.safetensors")
         assert {name: tensor.shape for name, tensor in tensors.items()} == want
+        source = json.loads(metadata.pop("source"))
+        assert (source["stored"], source["rate"], source["colour"]) == ("96x64", "25/1", "BT.709")
         assert metadata == {
             "num_frames": "4",
             "height": "2",
@@ -186,6 +188,7 @@ def test_failures_are_named_and_the_others_finished(demo, broken, faults, capsys
     for name, reason in reasons.items():
         (line,) = [line for line in printed.splitlines() if reason in line and f"{name}: " in line]
         assert line.startswith("failed: ")
+    assert "how the files were taken" in printed and "video 1 of 1, h264; audio" in printed
     for role in TENSORS:
         assert files_below(root / role).names == {"clips/000_media"}, role
     assert listed(root).keys() == {"clips/000_media"}
@@ -267,6 +270,7 @@ def test_captions(demo):
     [
         ("--resolution-buckets", "100x64x25", "100"),
         ("--device", "tpu", "expected cpu"),
+        ("--frame-rate", "0", "frame rate 0: expected a number above 0"),
         ("--model-path", "nowhere.safetensors", "no such file"),
         ("--text-encoder-path", "nowhere", "not a Gemma 3 folder"),
     ],
@@ -274,6 +278,10 @@ def test_captions(demo):
 def test_flags_that_are_wrong(demo, tmp_path, flag, value, message):
     shutil.copytree(demo / "dataset/clips", tmp_path / "clips")
     shutil.copy(demo / "dataset/dataset.json", tmp_path)
-    args = arguments(demo, tmp_path / "dataset.json", flag, value)
     with pytest.raises(InputError, match=message):
-        preprocess.main(args)
+        preprocess.main(arguments(demo, tmp_path / "dataset.json", flag, value))
+
+
+def test_a_strict_rate_and_a_given_one_exclude_each_other(demo):
+    with pytest.raises(InputError, match="--strict-rate refuses what --frame-rate resamples"):
+        arguments(demo, demo / "dataset/dataset.json", "--strict-rate", "--frame-rate", "25")

@@ -1,31 +1,38 @@
 """Frames scaled and cropped as the reference trainer does it."""
 
 import functools
+from fractions import Fraction
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+_BAND = 16  # rows that are made at once: a large frame is never held in float32
+
 
 def resize_and_crop(
-    frames: UInt8[np.ndarray, "f y x 3"], height: int, width: int
+    frames: UInt8[np.ndarray, "f y x 3"],
+    height: int,
+    width: int,
+    pixel_aspect: Fraction = Fraction(1),
 ) -> UInt8[np.ndarray, "f h w 3"]:
     """Scale frames to cover height x width, keeping their aspect, and cut out the centre.
 
-    Bicubic with antialiasing (a = -0.5). The rule, roundings included, is that of Lightricks/LTX-2
+    `pixel_aspect` is width / height of a pixel that comes in; those that go out are square. Bicubic
+    with antialiasing (a = -0.5). The rule, roundings included, is that of Lightricks/LTX-2
     packages/ltx-trainer/scripts/process_videos.py; swscale is not used because it scales RGB by
     way of YUV with halved chroma.
     """
     _, y, x, _ = frames.shape
-    if x / y > width / height:
-        scaled_y, scaled_x = height, int(x * height / y)
+    shown = x * pixel_aspect
+    if shown / y > Fraction(width, height):
+        scaled_y, scaled_x = height, max(int(shown * height / y), width)
     else:
-        scaled_y, scaled_x = int(y * width / x), width
+        scaled_y, scaled_x = max(int(y * width / shown), height), width
     rows = _bicubic(y, scaled_y, (scaled_y - height) // 2, height)
     columns = _bicubic(x, scaled_x, (scaled_x - width) // 2, width)
     out = np.empty((len(frames), height, width, 3), np.uint8)
     for frame, target in zip(frames, out, strict=True):
-        scaled = _weighted(rows, frame.astype(np.float32))
-        scaled = _weighted(columns, np.ascontiguousarray(scaled.swapaxes(0, 1))).swapaxes(0, 1)
+        scaled = _weighted(columns, _weighted(rows, frame).swapaxes(0, 1)).swapaxes(0, 1)
         target[:] = np.rint(np.clip(scaled, 0, 255))
     return out
 
@@ -47,10 +54,14 @@ def _bicubic(size: int, scaled: int, first: int, count: int) -> list[tuple[int, 
 
 
 def _weighted(
-    rows: list[tuple[int, np.ndarray]], x: Float32[np.ndarray, "y x 3"]
+    rows: list[tuple[int, np.ndarray]], x: UInt8[np.ndarray, "y x 3"] | Float32[np.ndarray, "y x 3"]
 ) -> Float32[np.ndarray, "h x 3"]:
     """Weighted sums along the first axis; not by BLAS, whose threads would change the rounding."""
     out = np.empty((len(rows), *x.shape[1:]), np.float32)
-    for index, (low, weights) in enumerate(rows):
-        out[index] = np.einsum("k,kxc->xc", weights, x[low : low + len(weights)])
+    for first in range(0, len(rows), _BAND):
+        band = rows[first : first + _BAND]
+        start, (last, weights) = band[0][0], band[-1]
+        part = np.ascontiguousarray(x[start : last + len(weights)], np.float32)
+        for index, (low, weights) in enumerate(band, first):
+            out[index] = np.einsum("k,kxc->xc", weights, part[low - start :][: len(weights)])
     return out

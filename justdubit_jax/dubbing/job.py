@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from justdubit_jax.clips.fit import fit_clip, fit_image
-from justdubit_jax.clips.read import read_audio
+from justdubit_jax.clips.sound import read_sound
 from justdubit_jax.devices.choose import default_dtype
 from justdubit_jax.latents.audio import audio_decoder, audio_encoder
 from justdubit_jax.latents.shapes import Contexts, Frames, LatentPair, Latents, Sound
@@ -55,16 +55,17 @@ def clip_job(
     layout = checkpoint.layout
     fitted = fit_clip(clip, layout, frame_rate, height, width, max_frames)
     count, rows, columns, _ = fitted.frames.shape
+    sound = read_sound(clip, layout.sample_rate, fitted.seconds, fitted.start)
     job = Job(
         frames=count,
         height=rows,
         width=columns,
         fps=fitted.fps,
         reference=fitted.frames,
-        sound=read_audio(clip, layout.sample_rate, fitted.seconds),
+        sound=sound.samples,
         image=None if image is None else fit_image(image, rows, columns),
     )
-    return job, fitted.notes
+    return job, [*fitted.notes, *(finding.text for finding in sound.findings)]
 
 
 def plain_job(

@@ -21,6 +21,7 @@ from justdubit_jax.latents.tiling import default_tiling
 from justdubit_jax.latents.video import video_encoder
 from justdubit_jax.models.tokens import Layout
 from justdubit_jax.preprocessing.buckets import Bucket
+from justdubit_jax.preprocessing.decisions import source_metadata
 from justdubit_jax.preprocessing.load import Loaded, load_row
 from justdubit_jax.weights.checkpoint import Checkpoint
 
@@ -48,10 +49,12 @@ def encode_clips(
     refused: Mapping[str, str],
     shapes: Sequence[Bucket],
     index: Index,
+    read: Callable[[Loaded], None] = lambda item: None,
 ) -> Iterator[Outcome]:
     """Encode and write everything but the captions; `refused` rows, by name, fail as they say.
 
-    Whatever a row's files raise, while they are read, encoded or written, costs that row alone.
+    `read` is called with every row that was read. Whatever a row's files raise, while they are
+    read, encoded or written, costs that row alone.
     """
     layout = checkpoint.layout
     tiling = default_tiling(layout) if args.vae_tiling else None
@@ -79,10 +82,10 @@ def encode_clips(
 
     def write(item: Loaded, tensors: Mapping[str, np.ndarray]) -> Outcome:
         metadata = _metadata(item.bucket, item.fps, layout)
-        files = {
-            role: save(index.folder, role, item.row.name, {TENSORS[role][0]: tensor}, metadata)
-            for role, tensor in tensors.items()
-        }
+        files = {}
+        for role, tensor in tensors.items():
+            own, named = metadata | source_metadata(item, role), {TENSORS[role][0]: tensor}
+            files[role] = save(index.folder, role, item.row.name, named, own)
         return Outcome(item.row, files)
 
     for row in rows:
@@ -90,10 +93,11 @@ def encode_clips(
             index.remove(row.name)
             if row.name in refused:
                 raise InputError(refused[row.name])
-            item = load_row(row, shapes, rate, layout)
+            item = load_row(row, shapes, rate, layout, args.frame_rate, args.strict_rate)
         except Exception as error:
             yield _failed(row, error, index)
             continue
+        read(item)
         group = waiting[item.bucket]
         group.append(item)
         if len(group) == args.batch_size:

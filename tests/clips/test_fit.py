@@ -147,8 +147,15 @@ def test_a_variable_rate_becomes_constant(tmp_path):
         assert len(fitted.frames) == 49  # of 2.16 s and the last frame
         assert fitted.notes[0] == "resampled from a variable frame rate to 25 fps"
         assert [round(p.time * 1000) for p in iterate_pictures(path)] == times.tolist()
-    with pytest.raises(InputError, match=r"a\.mkv: its header says 1000 frames per second; give"):
-        fit_clip(tmp_path / "a.mkv", LTX2)
+        assert fit_clip(path, LTX2).fps == Fraction(50, 3)  # no interval prevails: the mean
+
+
+def test_stamps_too_near_are_no_rate(tmp_path):
+    path = stamped(tmp_path / "a.mkv", list(range(30)))
+    with pytest.raises(InputError, match=r"a\.mkv: its time stamps say 1000 frames per second; gi"):
+        fit_clip(path, LTX2)
+    with pytest.raises(InputError, match="1 frames at 25 fps"):
+        fit_clip(path, LTX2, 25)
 
 
 def test_a_second_without_frames_is_damage(tmp_path):
@@ -187,9 +194,11 @@ def test_it_says_what_it_does(tmp_path):
 @pytest.mark.parametrize("rotation", [90, -90, 180])
 def test_clips_are_turned_upright(tmp_path, rotation):
     path = stamped(tmp_path / "a.mp4", [40 * k for k in range(9)], rotation)
-    stored = read_video(path).frames
+    plain = stamped(tmp_path / "plain.mp4", [40 * k for k in range(9)])
+    turned = np.rot90(read_video(plain).frames, rotation // 90, (1, 2))
+    np.testing.assert_array_equal(read_video(path).frames, turned)
     fitted = fit_clip(path, LTX2, 25)
-    np.testing.assert_array_equal(fitted.frames, np.rot90(stored, rotation // 90, (1, 2)))
+    np.testing.assert_array_equal(fitted.frames, turned)
     assert fitted.notes[0] == f"turned by {rotation % 360} degrees counterclockwise"
     still = fit_image(path, *fitted.frames.shape[1:3])
     np.testing.assert_array_equal(still, fitted.frames[:1])
