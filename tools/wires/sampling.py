@@ -192,8 +192,8 @@ FAULTS = (
     Fault(
         "job.sound-of-another-length",
         _JOB,
-        "sound=read_audio(clip, layout.sample_rate, fitted.seconds),",
-        "sound=read_audio(clip, layout.sample_rate, fitted.seconds / 2),",
+        "read_sound(clip, layout.sample_rate, fitted.seconds, fitted.start)",
+        "read_sound(clip, layout.sample_rate, fitted.seconds / 2, fitted.start)",
         _FROM_FILES,
     ),
     Fault(
