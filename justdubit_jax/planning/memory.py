@@ -1,9 +1,9 @@
 """What a run needs, read off the compiled step: memory by part, and operations."""
 
 import dataclasses
+import functools
 import math
 from collections import Counter
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -114,6 +114,7 @@ def _known_bytes(training: Training, shape: SampleShape) -> dict[str, int]:
     """
     run, state = training.run, training.abstract_state
     lora = _bytes_here(state.adapters)
+    traced = _Traced(training, training.objective, shape)
     return {
         "base": _bytes_here(training.abstract.frozen),
         "lora": lora,
@@ -121,7 +122,7 @@ def _known_bytes(training: Training, shape: SampleShape) -> dict[str, int]:
         "mean": 0 if state.mean is None else _bytes_here(state.mean),
         "batch": run.accumulation * run.batch_size * _bytes(shape.sample()),
         "gradients": lora * (1 if run.accumulation == 1 else 2),
-        "activations": run.batch_size * _kept_bytes(training, shape),
+        "activations": run.batch_size * _kept_bytes(traced),
     }
 
 
@@ -140,20 +141,43 @@ def program_bytes(program: jax.stages.Compiled) -> int:
 def sample_flops(training: Training, shape: SampleShape) -> StepFlops:
     """Operations of the loss and its gradient for one sample."""
 
-    def gradient_at(remat: Remat) -> Callable[..., Any]:
+    def at(remat: Remat) -> float:
         # XLA's attention, whose products can be seen, and no devices.
         objective = dataclasses.replace(
             training.objective, execution=Execution(remat, attend=xla_attention)
         )
-        return lambda adapters, *rest: jax.value_and_grad(
-            lambda adapters: _loss(training, objective, shape, adapters, *rest)
-        )(adapters)
+        return _gradient_flops(_Traced(training, objective, shape))
 
-    arguments = _arguments(training, shape)
-    model = flops.count(gradient_at("none"), *arguments)
-    remat = training.objective.execution.remat
-    total = model if remat == "none" else flops.count(gradient_at(remat), *arguments)
-    return StepFlops(model, total)
+    return StepFlops(at("none"), at(training.objective.execution.remat))
+
+
+class _Traced:
+    """The loss of a training by an objective, equal to others of which the trace is the same.
+
+    Tracing takes seconds, and a run plans the same loss once for each way to place its step.
+    """
+
+    def __init__(self, training: Training, objective: Objective, shape: SampleShape):
+        self.training, self.objective, self.shape = training, objective, shape
+        arguments = _arguments(training, shape)
+        leaves = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments))
+        self._key = training.graphdef, objective, shape, jax.tree.structure(arguments), leaves
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Traced) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+@functools.lru_cache(maxsize=64)
+def _gradient_flops(traced: _Traced) -> float:
+    training, objective, shape = traced.training, traced.objective, traced.shape
+
+    def gradient(adapters: lora.Adapters, *rest: Any) -> Any:
+        return jax.value_and_grad(lambda a: _loss(training, objective, shape, a, *rest))(adapters)
+
+    return flops.count(gradient, *_arguments(training, shape))
 
 
 def peak_flops_of_mesh(mesh: Mesh) -> float | None:
@@ -168,12 +192,13 @@ def device_memory() -> int | None:
     return stats.get("bytes_limit")
 
 
-def _kept_bytes(training: Training, shape: SampleShape) -> int:
+@functools.lru_cache(maxsize=64)
+def _kept_bytes(traced: _Traced) -> int:
     """Bytes per sample that the forward pass keeps for the backward pass: what its vjp closes over
     and is none of the arguments."""
+    training, objective, shape = traced.training, traced.objective, traced.shape
 
     def vjp(adapters: lora.Adapters, *rest: Any) -> Any:
-        objective = training.objective
         return jax.vjp(lambda a: _loss(training, objective, shape, a, *rest), adapters)[1]
 
     arguments = _arguments(training, shape)

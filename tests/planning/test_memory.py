@@ -1,5 +1,6 @@
 """What a run needs, from the compiled step: the toy's, and the 19B model's without a GPU."""
 
+import dataclasses
 import json
 import math
 import re
@@ -15,8 +16,9 @@ from helpers.toy import config
 from justdubit_jax import train
 from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
+from justdubit_jax.planning import remat
 from justdubit_jax.planning.advice import advice, check_fits
-from justdubit_jax.planning.memory import compile_step
+from justdubit_jax.planning.memory import Program, compile_step, least_bytes
 from justdubit_jax.planning.remat import keeping_what_fits
 from justdubit_jax.training import settings
 from justdubit_jax.training.prepare import prepare_training, recomputing
@@ -54,11 +56,22 @@ def test_what_does_not_fit_says_what_to_switch(toy):
     assert "smaller video" in switches[-1][0]
 
 
-def test_the_19b_model_is_planned_from_its_config_alone():
+@pytest.mark.parametrize(
+    "recompute, kept, least",
+    [
+        ("True", "their inputs", 60),
+        # Several programs are compiled to choose.
+        pytest.param(
+            "auto", "their inputs and the attention's outputs", 70, marks=pytest.mark.deep
+        ),
+    ],
+)
+def test_the_19b_model_is_planned_from_its_config_alone(recompute, kept, least):
     values = json.loads((Path(__file__).parents[1] / "ltx-2-19b-dev.config.json").read_text())
     assert values["transformer"]["num_layers"] == 48
     command = [sys.executable, "-m", "justdubit_jax.train", "--config", "configs/dub.py"]
     command += ["--config.model.model_path=tests/ltx-2-19b-dev.config.json", "--dry-run"]
+    command += [f"--config.optimization.enable_gradient_checkpointing={recompute}"]
     done = subprocess.run(
         [*command, "--device-memory", "80GB"],
         capture_output=True,
@@ -70,22 +83,42 @@ def test_the_19b_model_is_planned_from_its_config_alone():
     assert "1,233,125,376" in done.stdout  # the LoRA's parameters, as its published key list has
     assert "7040 video (3520 of the reference), 242 audio (121), 1024 text" in done.stdout
     fits = re.search(r"fits: ([\d.]+) GB of 80.0 GB", done.stdout)
-    assert fits and 60 < float(fits[1]) < 80
-    assert "kept of the blocks: their inputs and the attention's outputs" in done.stdout
+    assert fits and least < float(fits[1]) < 80
+    assert f"kept of the blocks: {kept}\n" in done.stdout
     assert "stood in" in done.stdout
 
 
-def test_what_fits_is_kept(toy):
+SIZES = {"full": 1, "attention": 2, "keys": 3, "queries": 4}  # in least_bytes of them all
+
+
+def test_what_fits_is_kept(toy, monkeypatch):
     """Between what one choice takes and the next, the first one stays; below all, the last."""
     training, shape = toy.plan.training, toy.plan.shape
-    sizes = {}
-    for remat in ("full", "attention", "keys", "queries"):
-        sizes[remat] = compile_step(recomputing(training, remat), shape).plan.memory.total
-    assert list(sizes.values()) == sorted(sizes.values()) and len(set(sizes.values())) == 4
+    kept = {name: recomputing(training, name) for name in SIZES}
+    unit = max(least_bytes(choice, shape) for choice in kept.values()) + 1
+    tried: list[str] = []
+
+    def compiled(training, shape):
+        tried.append(training.objective.execution.remat)
+        memory = dataclasses.replace(toy.plan.memory, workspace=0)
+        rest = SIZES[tried[-1]] * unit - memory.total
+        memory = dataclasses.replace(memory, workspace=rest)
+        return Program(toy.run, dataclasses.replace(toy.plan, memory=memory))
+
+    monkeypatch.setattr(remat, "compile_step", compiled)
 
     def chosen(limit):
+        tried.clear()
         return keeping_what_fits(training, shape, limit).objective.execution.remat
 
-    assert chosen(None) == "full" and chosen(0) == "full"
-    for remat, size in sizes.items():
-        assert chosen(size + 1) == remat
+    assert chosen(None) == "full" and chosen(0) == "full" and not tried
+    for name, size in SIZES.items():
+        assert chosen(size * unit + 1) == name
+    assert tried == ["queries"]
+
+
+@pytest.mark.deep
+def test_keeping_more_takes_more(toy):
+    training, shape = toy.plan.training, toy.plan.shape
+    sizes = [compile_step(recomputing(training, x), shape).plan.memory.total for x in SIZES]
+    assert sizes == sorted(sizes) and len(set(sizes)) == len(SIZES)
