@@ -20,6 +20,46 @@ def fixed_draw(self, key, batch, frames):
     return Draw(jnp.full(size, 0.7), video, audio, jnp.zeros(size, bool))
 
 
+class Squares(Objective):
+    """An objective without noise, for a model of one number a channel."""
+
+    def draw(self, key, batch, frames):
+        return None
+
+    def loss(self, model, batch, draws, grid, prepare_block=None):
+        loss = ((model["a"][None, None] * batch.video.target) ** 2).mean()
+        return loss, {"loss": loss}
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_micro_batches_give_the_gradient_of_one_large_batch(monkeypatch, parts):
+    monkeypatch.setattr(step.lora, "merge", lambda graphdef, adapters, frozen: adapters)
+    target = np.random.default_rng(0).normal(size=(8, 3, 5)).astype(np.float32)
+    rate, a = 0.1, jnp.arange(1.0, 6.0)
+    state, metrics = one_update(Squares, optax.sgd(rate), {"a": a}, target, parts)
+    want = 2 * a * (target**2).mean((0, 1)) / 5
+    np.testing.assert_allclose(state.adapters["a"], a - rate * want, rtol=1e-6)  # float32 sums
+    assert metrics["loss"] == pytest.approx(((np.array(a) * target) ** 2).mean(), rel=1e-6)
+    assert metrics["grad_norm"] == pytest.approx(float(jnp.linalg.norm(want)), rel=1e-6)
+
+
+def one_update(objective, optimizer, adapters, target, parts):
+    """The state and metrics after a step of that many micro-batches of a target [b, t, c]."""
+    mesh = sharding.make_mesh(1, 1)
+    everywhere = sharding.replicated(mesh)
+    optimizer = optax.with_extra_args_support(optimizer)
+    made = objective(SigmaSampling("uniform"), 0.0, None, True, "own", jnp.float32)
+    place = State(dict.fromkeys(adapters, everywhere), everywhere, everywhere)
+    graphdef = nnx.split(nnx.Dict())[0]
+    run = make_step(StepConfig(0, 0.0, 0.0), made, graphdef, optimizer, mesh, place)
+    target = jnp.asarray(target).reshape(parts, -1, *target.shape[1:])
+    stream = StreamTokens(target, *(jnp.zeros((*target.shape[:2], 1, 1)) for _ in range(3)))
+    own = {name: jnp.array(x) for name, x in adapters.items()}  # given away to the step
+    state = State(own, optimizer.init(own), jnp.int32(0))
+    return run(state, None, MicroBatches(stream, stream, None), (1, 1, 1))
+
+
+@pytest.mark.deep
 def test_accumulation_equals_one_large_batch(demo, tmp_path, monkeypatch):
     monkeypatch.setattr(Objective, "draw", fixed_draw)
     alike = "--config.training_strategy.mask_config.use_masked_loss=False"
