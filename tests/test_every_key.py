@@ -76,7 +76,7 @@ TRAINED: dict[str, Case] = {
     "acceleration.mixed_precision_mode": ("bf16", {}),
     "acceleration.quantization": ("int8", {}),
     "data.preprocessed_data_root": ("other", {}),
-    "validation.holdout": ("2", {}),
+    "validation.holdout": ("2", {"optimization.steps": "4"}),
     "flow_matching.timestep_sampling_mode": ("uniform", {}),
     "flow_matching.timestep_sampling_params": ("(('std', 2.0),)", {}),
     "seed": ("43", {}),

@@ -22,9 +22,9 @@ def of(*things: Any) -> str:
     """A hash of arrays and plain values, in any tree."""
     found = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(things):
-        plain = leaf if isinstance(leaf, str | bytes) else np.asarray(leaf)
-        found.update(f"{path} {getattr(plain, 'shape', '')}".encode())
-        found.update(plain.encode() if isinstance(plain, str) else bytes(plain))
+        array = None if isinstance(leaf, str) else np.asarray(leaf)
+        found.update(f"{path} {'' if array is None else (array.shape, array.dtype)}".encode())
+        found.update(leaf.encode() if array is None else array.tobytes())
     return found.hexdigest()
 
 
