@@ -2,12 +2,14 @@
 
 OUTPUT/ gets `state/` (Orbax steps), `checkpoints/` (LoRA files) and `metrics.jsonl`. Started again
 with the same output_dir, training continues from the newest step; `--fresh` starts over.
-`--dry-run` says what a run needs, and reads no weights.
+`--dry-run` says what a run needs, and reads no weights; with `--device h100-sxm` by the program of
+a card that need not be there.
 """
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +25,7 @@ from justdubit_jax.errors import InputError, about
 from justdubit_jax.lora.adapters import Weights
 from justdubit_jax.models.attention import attention
 from justdubit_jax.planning.advice import check_fits
+from justdubit_jax.planning.cards import Card, read_card
 from justdubit_jax.planning.memory import (
     Program,
     compile_step,
@@ -30,8 +33,24 @@ from justdubit_jax.planning.memory import (
     peak_flops_of_mesh,
     shape_of_size,
 )
+from justdubit_jax.planning.phases import PHASES, Work
 from justdubit_jax.planning.remat import keeping_what_fits
-from justdubit_jax.planning.show import show, summary
+from justdubit_jax.planning.rent import (
+    Rented,
+    advised,
+    attention_of,
+    mesh_of,
+    rent,
+    rent_phase,
+    write_json,
+)
+from justdubit_jax.planning.show import (
+    show,
+    show_advice,
+    show_estimate,
+    show_other,
+    summary,
+)
 from justdubit_jax.planning.stand_in import flash_stand_in
 from justdubit_jax.runs.display import Display
 from justdubit_jax.runs.fingerprint import check_same, fingerprint
@@ -58,11 +77,11 @@ from justdubit_jax.training.prepare import (
 )
 from justdubit_jax.training.settings import Settings
 from justdubit_jax.training.step import State
-from justdubit_jax.training.values import not_given
+from justdubit_jax.training.values import Values, not_given
 from justdubit_jax.validation.holdout import split_holdout
 from justdubit_jax.validation.prepare import prepare_validation
 from justdubit_jax.validation.rounds import Rounds
-from justdubit_jax.validation.settings import read_validation
+from justdubit_jax.validation.settings import Validation, read_validation
 from justdubit_jax.weights import keys
 from justdubit_jax.weights.checkpoint import checkpoint_config, open_checkpoint
 
@@ -96,7 +115,7 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
         mark = fingerprint(config, source.shapes, names)
         newest, meta = continued(console, checkpoints, mark)
         if run.remat is None:
-            training = keeping_what_fits(training, largest(groups), device_memory())
+            training, _ = keeping_what_fits(training, largest(groups), device_memory())
         # Before the transformer takes the memory.
         prepared = prepare_validation(run, validation, source)
         programs = compile_steps(compiler, training, groups)
@@ -171,16 +190,69 @@ def dry_run(config: ConfigDict, memory: int | None) -> None:
         mesh = sharding.make_mesh(*run.mesh)
     attend = attention if jax.default_backend() == "gpu" else flash_stand_in
     training = prepare_training(run, checkpoint_config(run.model_path), mesh, attend)
-    if run.data_root is not None:
-        shape = largest(read_data(run, v.holdout)[0])
-    else:
-        v.check_size(training.layout)
-        size = v.width, v.height, v.frames, v.frame_rate
-        shape = shape_of_size(training.config, training.layout, *size)
+    shape, program = largest_shape(run, v, training), None
     if run.remat is None:
-        training = keeping_what_fits(training, shape, memory or device_memory())
-    program = compile_step(training, shape)
+        limit = memory or device_memory()
+        training, program = keeping_what_fits(training, shape, limit)
+    program = program or compile_step(training, shape)
     show(Console(highlight=False, soft_wrap=True), program.plan, memory or device_memory())
+
+
+def dry_run_on(
+    card: Card,
+    argv: Sequence[str],
+    phases: Sequence[str] = (),
+    advise: bool = False,
+    json_file: Path | None = None,
+    kernels_file: Path | None = None,
+) -> None:
+    """Print what the largest step of a config, and other phases, need on a card that is not there.
+
+    `argv` are the command line's words about the config.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+
+    def step(*more: str) -> Rented:
+        with work_on(card, cli.parse_config([*argv, *more])) as work:
+            return rent(work.training, work.shape, card)
+
+    made, others = step(), {}
+    show(console, made.plan, card.limit)
+    show_estimate(console, made)
+    with work_on(card, cli.parse_config(argv)) as work:
+        for name in phases:
+            if name == "text" and work.gemma is None:
+                raise not_given("model.text_encoder_path")
+            others[name] = rent_phase(PHASES[name], work, card)
+            show_other(console, name, others[name])
+    if json_file is not None:
+        write_json(made, others, json_file)
+    if kernels_file is not None:
+        made.estimate.write_kernels(kernels_file)
+    if advise:
+        console.print("each switch alone, compiled:")
+        show_advice(console, advised(lambda setting: step(f"--config.{setting}")))
+
+
+@contextlib.contextmanager
+def work_on(card: Card, config: ConfigDict) -> Iterator[Work]:
+    """A run's programs for a card, to be compiled inside."""
+    run, v = settings.read(config), read_validation(config)
+    with mesh_of(card, *run.mesh) as mesh:
+        metadata = checkpoint_config(run.model_path)
+        training = prepare_training(run, metadata, mesh, attention_of(card))
+        values, key = Values(config), "model.text_encoder_path"
+        gemma = values.optional(values.existing_path, key)
+        yield Work(training, v, largest_shape(run, v, training), metadata, gemma)
+
+
+def largest_shape(run: Settings, v: Validation, training: Training) -> SampleShape:
+    """Of the data set if there is one, else a sample of the validation's size."""
+    if run.data_root is not None:
+        return largest(read_data(run, v.holdout)[0])
+    v.check_size(training.layout)
+    size = v.width, v.height, v.frames, v.frame_rate
+    return shape_of_size(training.config, training.layout, *size)
 
 
 def read_data(
@@ -272,12 +344,40 @@ def command() -> None:
     parser.add_argument(
         "--device-memory", type=cli.byte_count, help="for --dry-run, e.g. 80GB; default: ask"
     )
+    parser.add_argument(
+        "--device",
+        help="for --dry-run: compile for this card, which need not be there: h100-sxm, rtx-4090, "
+        "... or a .toml file (planning/cards.toml)",
+    )
+    parser.add_argument(
+        "--advise", action="store_true", help="with --device: what each switch would give"
+    )
+    parser.add_argument(
+        "--phase",
+        nargs="+",
+        choices=("step", *PHASES, "all"),
+        default=["step"],
+        help="with --device: other programs too; text needs the key model.text_encoder_path",
+    )
+    parser.add_argument("--json", type=Path, help="with --device: a file for all figures")
+    parser.add_argument("--kernels", type=Path, help="with --device: a CSV file for all kernels")
     own, others = parser.parse_known_args()
-    config = cli.parse_config(["train", "--config", own.config, *others])
-    if own.dry_run:
-        dry_run(config, own.device_memory)
+    argv = ["train", "--config", own.config, *others]
+    for flag, needed in (("device", "dry_run"), *((f, "device") for f in _OF_A_CARD)):
+        if getattr(own, flag) and not getattr(own, needed):
+            parser.error(f"--{flag} is of --{needed.replace('_', '-')}")
+    if own.device:
+        jax.config.update("jax_platforms", "cpu")  # what is there is not asked
+        card = read_card(own.device)
+        phases = [name for name in PHASES if name in own.phase or "all" in own.phase]
+        dry_run_on(card, argv, phases, own.advise, own.json, own.kernels)
+    elif own.dry_run:
+        dry_run(cli.parse_config(argv), own.device_memory)
     else:
-        main(config, own.fresh)
+        main(cli.parse_config(argv), own.fresh)
+
+
+_OF_A_CARD = "advise", "json", "kernels"  # flags that need --device
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ USES = {
     "dubbing": "sampling latents lora clips weights devices models",
     "preprocessing": "latents data clips weights devices models files",
     "runs": "training lora clips devices files",
-    "planning": "training latents lora data devices models",
+    "planning": "validation training dubbing sampling latents lora data weights devices models "
+    "files",
     "validation": "runs training dubbing sampling latents lora data clips weights devices models "
     "files",
     "train": "*",

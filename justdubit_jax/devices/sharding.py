@@ -1,6 +1,6 @@
 """The device mesh, and where every array lives on it: one rule each for weights and batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,20 +14,22 @@ from justdubit_jax.models.attention import Attend, Execution, Remat, attention
 _SMALLEST_SHARDED = 2**18
 
 
-def make_mesh(data: int, fsdp: int) -> Mesh:
+def make_mesh(data: int, fsdp: int, devices: Sequence[Any] | None = None) -> Mesh:
     """Mesh with axes "data" and "fsdp"; data = -1 takes all devices that fsdp leaves.
 
-    Raises InputError if there are fewer devices. Axis types are Auto: XLA propagates the shardings
-    of the arguments (jax.make_mesh's default, Explicit, refuses contractions over a sharded axis).
+    `devices` are by default all that there are. Raises InputError if there are fewer. Axis types
+    are Auto: XLA propagates the shardings of the arguments (jax.make_mesh's default, Explicit,
+    refuses contractions over a sharded axis).
     """
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     if data == -1:
         data = count // fsdp
     if data < 1 or data * fsdp > count:
         raise InputError(f"{data} x {fsdp} devices do not fit in the {count} that there are")
-    devices = jax.devices()[: data * fsdp]
     types = (AxisType.Auto,) * 2
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=types, devices=devices)
+    chosen = devices[: data * fsdp]
+    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=types, devices=chosen)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -18,6 +18,8 @@ from justdubit_jax.weights import keys
 from justdubit_jax.weights.checkpoint import Checkpoint
 from justdubit_jax.weights.parts import load_part
 
+Code = Callable[[Any, jax.Array], jax.Array]  # of a model and its input
+
 
 def video_encoder(
     checkpoint: Checkpoint, dtype: DTypeLike, tiling: Tiling | None = None
@@ -26,13 +28,7 @@ def video_encoder(
 
     Clips are encoded as one batch, or each in tiles.
     """
-    model = load_part(checkpoint, keys.VIDEO_ENCODER, dtype)
-
-    def encode(model: Any, pixels: jax.Array) -> jax.Array:
-        frames = rearrange(pixels, "b f y x c -> b c f y x").astype(jnp.float32) / 127.5 - 1
-        return model(frames.astype(dtype)).astype(jnp.float32)
-
-    code = compiled(encode, model)
+    code = compiled(encoding(dtype), load_part(checkpoint, keys.VIDEO_ENCODER, dtype))
 
     def run(clips: Sequence[Frames]) -> list[Latents]:
         if tiling:
@@ -48,8 +44,7 @@ def video_decoder(
     """Normalised latents [c, f, y, x] to a clip, in tiles: the frames of each as it is decoded."""
     model = load_part(checkpoint, keys.VIDEO_DECODER, dtype)
 
-    def decode(model: Any, latents: jax.Array) -> jax.Array:
-        return model(latents.astype(dtype)).astype(jnp.float32)
+    decode = decoding(dtype)
 
     def decode_levels(model: Any, latents: jax.Array) -> jax.Array:
         return to_levels(decode(model, latents))
@@ -65,16 +60,37 @@ def video_decoder(
     return run
 
 
+def encoding(dtype: DTypeLike) -> Code:
+    """The encoder's program: bytes [b, f, y, x, 3] to latents [b, c, f, y, x], float32."""
+
+    def encode(model: Any, pixels: jax.Array) -> jax.Array:
+        frames = rearrange(pixels, "b f y x c -> b c f y x").astype(jnp.float32) / 127.5 - 1
+        return model(frames.astype(dtype)).astype(jnp.float32)
+
+    return encode
+
+
+def decoding(dtype: DTypeLike) -> Code:
+    """The decoder's program: latents [b, c, f, y, x] to a video in -1..1 [b, 3, f, y, x]."""
+    return lambda model, latents: model(latents.astype(dtype)).astype(jnp.float32)
+
+
 def to_levels(video: Float[Array, "b 3 f y x"]) -> UInt8[Array, "b f y x 3"]:
     """Of a video in -1..1; rounded down, as in Lightricks/LTX-2's decode_video."""
     levels = jnp.clip((video + 1) / 2, 0, 1) * 255
     return rearrange(levels.astype(jnp.uint8), "b c f y x -> b f y x c")
 
 
-def compiled(code: Callable[[Any, jax.Array], jax.Array], model: nnx.Module) -> Callable[..., Any]:
+def compiled(code: Code, model: nnx.Module) -> Callable[..., Any]:
     """code(model, x) as a compiled function of x, with convolutions as a GPU has them fastest."""
+    run, weights = jitted(code, model)
+    return lambda x: run(weights, jnp.asarray(x))
+
+
+def jitted(code: Code, model: nnx.Module) -> tuple[jax.stages.Wrapped, Any]:
+    """The same as a function of weights and x, and the model's weights, which may be shapes."""
     graphdef, weights = nnx.split(model)
     run = jax.jit(
         lambda weights, x: code(nnx.merge(graphdef, weights), x), compiler_options=CONVOLUTIONS
     )
-    return lambda x: run(weights, jnp.asarray(x))
+    return run, weights

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections import Counter
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -61,9 +62,11 @@ class Program(NamedTuple):
     plan: Plan
 
 
-def compile_step(training: Training, shape: SampleShape) -> Program:
-    """Compile the step for samples of that shape."""
-    step = training.lower(shape).compile()
+def compile_step(
+    training: Training, shape: SampleShape, options: Mapping[str, Any] | None = None
+) -> Program:
+    """Compile the step for samples of that shape; `options` are the compiler's."""
+    step = training.lower(shape).compile(dict(options) if options else None)
     return Program(step, make_plan(training, shape, step))
 
 

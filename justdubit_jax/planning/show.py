@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,9 @@ from rich.table import Table
 
 from justdubit_jax.models.attention import Remat
 from justdubit_jax.planning.advice import advice
+from justdubit_jax.planning.kernels import LAUNCH
 from justdubit_jax.planning.memory import Memory, Plan, gb
+from justdubit_jax.planning.rent import Other, Rented
 from justdubit_jax.training.prepare import Training
 
 _KEPT: Mapping[Remat, str] = {
@@ -64,6 +66,56 @@ def show(console: Console, plan: Plan, limit: int | None) -> None:
         console.print(f"does not fit: {gb(memory.total)} of {gb(limit)}; in order of cost:")
         for what, left in advice(plan, limit):
             console.print(f"  {what}: about {gb(left)}")
+
+
+def show_estimate(console: Console, rented: Rented, count: int = 12) -> None:
+    """How long a step takes on a card, and what takes longest."""
+    e = rented.estimate
+    cards = f"{e.devices} x {e.card.name}" if e.devices > 1 else e.card.name
+    console.print(
+        f"estimate for {cards}, compiled and not run: {e.seconds:.3f} s a step, "
+        f"MFU {rented.mfu:.0%}; {e.launches:,} kernels of at least {LAUNCH * 1e6:g} us, "
+        f"{e.hidden * 1e3:.0f} ms of copies and transfers beside them"
+    )
+    kinds = Table("kind", "ms", "runs", title="a step by kinds of kernels")
+    for share in e.by_kind():
+        kinds.add_row(share.what, f"{share.seconds * 1e3:.1f}", f"{share.runs:,}")
+    console.print(kinds)
+    console.print(f"the {count} dearest, with the code that they are of:")
+    for share in e.dearest(count):
+        console.print(
+            f"{share.seconds * 1e3:8.1f} ms  {share.runs:5} x {share.what}  {share.shape}  "
+            f"{' < '.join(share.lines[:3])}",
+            markup=False,
+        )
+    if moved := e.collectives:
+        sent = sum(kernel.times * kernel.bytes for kernel in moved)
+        took = sum(kernel.times * kernel.seconds for kernel in moved)
+        waits = sum(kernel.total for kernel in moved)
+        console.print(
+            f"between the cards: {gb(sent)} a card and step, {took * 1e3:.0f} ms at "
+            f"{e.card.link / 1e9:g} GB/s, of which nothing else is done in {waits * 1e3:.0f} ms"
+        )
+
+
+def show_other(console: Console, name: str, other: Other) -> None:
+    """A phase in a line."""
+    fits = "fits" if other.bytes <= other.estimate.card.limit else "does not fit"
+    seconds = other.estimate.seconds
+    console.print(f"{name}: {gb(other.bytes)}, {fits}; {seconds:.3f} s a run", markup=False)
+
+
+def show_advice(console: Console, switches: Iterable[tuple[str, str, Rented | str]]) -> None:
+    """Each switch, compiled, as it comes."""
+    for setting, meaning, made in switches:
+        if isinstance(made, str):
+            console.print(f"{setting} ({meaning}): {made}", markup=False)
+            continue
+        total, limit = made.plan.memory.total, made.estimate.card.limit
+        fits = "fits" if total <= limit else "does not fit"
+        console.print(
+            f"{setting} ({meaning}): {gb(total)}, {fits}; {made.estimate.seconds:.3f} s a step"
+        )
 
 
 def _modules(training: Training) -> Table:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import zlib
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from justdubit_jax.data.batch import Batch
+from justdubit_jax.data.batch import Batch, SampleShape
 from justdubit_jax.data.samples import SampleFiles, ShapeGroup, read_sample
 from justdubit_jax.devices import processes, sharding
 from justdubit_jax.lora import adapters as lora
@@ -36,7 +37,9 @@ class FixedLoss:
     def __init__(self, objective: Objective, graphdef: nnx.GraphDef, layout: Layout, mesh: Mesh):
         self._layout, self._mesh = layout, mesh
         self._objective = objective = dataclasses.replace(
-            objective, first_frame_p=0.0, execution=sharding.execution(mesh)
+            objective,
+            first_frame_p=0.0,
+            execution=sharding.execution(mesh, attend=objective.execution.attend),
         )
 
         def of_sample(errors: Errors, face_mask: Array | None) -> Terms:
@@ -54,6 +57,21 @@ class FixedLoss:
             return jax.vmap(of_sample)(errors, batch.face_mask)
 
         self._terms = terms
+
+    def lower(self, weights: lora.Weights, shape: SampleShape) -> jax.stages.Lowered:
+        """The program for a sample a device, ready to compile; `weights` may be shapes."""
+        place = sharding.batch(self._mesh)
+        batch = shape.batch(self._mesh.size)
+        draws = jax.eval_shape(
+            lambda key, batch: self._objective.draw(key, batch, shape.grid[0]),
+            jax.eval_shape(lambda: jax.random.key(0)),
+            batch,
+        )
+        placed = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), (batch, draws)
+        )
+        sigma: Any = jax.ShapeDtypeStruct((), jnp.float32)
+        return self._terms.lower(weights, *placed, sigma, shape.grid)
 
     def mean(self, weights: lora.Weights, groups: Iterable[ShapeGroup]) -> dict[str, float]:
         """The terms, averaged over all samples of the groups and all SIGMAS."""

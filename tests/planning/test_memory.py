@@ -73,7 +73,7 @@ def test_the_19b_model_is_planned_from_its_config_alone(recompute, kept, least):
     command += ["--config.model.model_path=tests/ltx-2-19b-dev.config.json", "--dry-run"]
     command += [f"--config.optimization.enable_gradient_checkpointing={recompute}"]
     done = subprocess.run(
-        [*command, "--device-memory", "80GB"],
+        [*command, "--device-memory", "85GB"],
         capture_output=True,
         text=True,
         cwd=REPO,
@@ -82,8 +82,8 @@ def test_the_19b_model_is_planned_from_its_config_alone(recompute, kept, least):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "1,233,125,376" in done.stdout  # the LoRA's parameters, as its published key list has
     assert "7040 video (3520 of the reference), 242 audio (121), 1024 text" in done.stdout
-    fits = re.search(r"fits: ([\d.]+) GB of 80.0 GB", done.stdout)
-    assert fits and least < float(fits[1]) < 80
+    fits = re.search(r"fits: ([\d.]+) GB of 85.0 GB", done.stdout)
+    assert fits and least < float(fits[1]) < 81
     assert f"kept of the blocks: {kept}\n" in done.stdout
     assert "stood in" in done.stdout
 
@@ -98,7 +98,7 @@ def test_what_fits_is_kept(toy, monkeypatch):
     unit = max(least_bytes(choice, shape) for choice in kept.values()) + 1
     tried: list[str] = []
 
-    def compiled(training, shape):
+    def compiled(training, shape, options):
         tried.append(training.objective.execution.remat)
         memory = dataclasses.replace(toy.plan.memory, workspace=0)
         rest = SIZES[tried[-1]] * unit - memory.total
@@ -109,11 +109,13 @@ def test_what_fits_is_kept(toy, monkeypatch):
 
     def chosen(limit):
         tried.clear()
-        return keeping_what_fits(training, shape, limit).objective.execution.remat
+        made, program = keeping_what_fits(training, shape, limit)
+        assert (program is None) == (made.objective.execution.remat == "full")
+        return made.objective.execution.remat
 
     assert chosen(None) == "full" and chosen(0) == "full" and not tried
     for name, size in SIZES.items():
-        assert chosen(size * unit + 1) == name
+        assert chosen((size * unit + 1) / 0.95) == name  # all but a twentieth
     assert tried == ["queries"]
 
 
