@@ -17,7 +17,7 @@ from justdubit_jax import cli
 from justdubit_jax.clips.rates import exact_fps
 from justdubit_jax.clips.write import write_video
 from justdubit_jax.devices import sharding
-from justdubit_jax.devices.choose import default_dtype
+from justdubit_jax.devices.choose import default_dtype, without_flash
 from justdubit_jax.dubbing.job import clip_job, decode_samples, make_request
 from justdubit_jax.dubbing.sample import Sampler
 from justdubit_jax.errors import InputError, about
@@ -55,6 +55,8 @@ def main(args: argparse.Namespace) -> None:
     """Encode, sample, decode, write."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     check_writable(args.out)
+    if note := without_flash():
+        console.print(note)
     checkpoint, settings = open_checkpoint(args.model_path), sampling_settings(args)
     config = lora_files.config_of(args.lora)
     config = dataclasses.replace(config, alpha=config.alpha * args.lora_strength)

@@ -21,6 +21,7 @@ from justdubit_jax.data.batch import SampleShape
 from justdubit_jax.data.batches import Batches
 from justdubit_jax.data.samples import SampleFiles, ShapeGroup, group_by_shape, survey
 from justdubit_jax.devices import processes, sharding
+from justdubit_jax.devices.choose import without_flash
 from justdubit_jax.errors import InputError, about
 from justdubit_jax.lora.adapters import Weights
 from justdubit_jax.models.attention import attention
@@ -91,6 +92,8 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
     processes.start()
     run, validation = settings.read(config), read_validation(config)
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not processes.is_first())
+    if note := without_flash():
+        console.print(note)
     with about("config: mesh.data x mesh.fsdp"):
         mesh = sharding.make_mesh(*run.mesh)
     groups, held_out = read_data(run, validation.holdout, console)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from justdubit_jax.errors import InputError
+from justdubit_jax.models.attention import has_flash
 
 # Of the programs that are convolutions in three dimensions: channels last on a GPU too, where XLA
 # by itself lays them out first, and cuDNN then turns every one round in a workspace as large as its
@@ -26,6 +27,16 @@ def set_device(name: str | None) -> None:
         jax.config.update("jax_default_device", jax.devices("gpu")[int(index or 0)])
     except (RuntimeError, IndexError):
         raise InputError(f"command line: --device {name}: there is no such device") from None
+
+
+def without_flash() -> str | None:
+    """What to say where a GPU has no flash attention; None where it has, or there is no GPU."""
+    if jax.default_backend() != "gpu" or has_flash():
+        return None
+    return (
+        f"{jax.devices()[0].device_kind} is older than Ampere: its attention is XLA's in float32, "
+        "slower and with all scores in memory"
+    )
 
 
 def default_dtype() -> Any:

@@ -36,9 +36,23 @@ def attention(
     elsewhere XLA's. Structure (which tokens see which) is expressed by slicing before the call,
     never by a mask: a query without any key has no portable meaning.
     """
-    if jax.default_backend() == "gpu":
+    if jax.default_backend() != "gpu":
+        return xla_attention(q, k, v, kv_len)
+    if has_flash():
         return flash_attention(q, k, v, kv_len)
-    return xla_attention(q, k, v, kv_len)
+    return plain_attention(q, k, v, kv_len)
+
+
+def has_flash() -> bool:
+    """Whether the devices have cuDNN's attention, and bfloat16: GPUs from Ampere (8.0) on."""
+    capability = getattr(jax.devices()[0], "compute_capability", None)
+    return jax.default_backend() == "gpu" and (capability is None or float(capability) >= 8)
+
+
+def plain_attention(q: Array, k: Array, v: Array, kv_len: Array | None = None) -> Array:
+    """`attention` by XLA in float32, for GPUs that multiply no bfloat16."""
+    wide = jnp.float32
+    return xla_attention(q.astype(wide), k.astype(wide), v.astype(wide), kv_len).astype(q.dtype)
 
 
 def flash_attention(q: Array, k: Array, v: Array, kv_len: Array | None = None) -> Array:

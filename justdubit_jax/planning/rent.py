@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from justdubit_jax.data.batch import SampleShape
 from justdubit_jax.devices import sharding
 from justdubit_jax.files import replacing
-from justdubit_jax.models.attention import Attend, flash_attention, xla_attention
+from justdubit_jax.models.attention import Attend, flash_attention, plain_attention
 from justdubit_jax.planning.cards import Card
 from justdubit_jax.planning.described import OPTIONS, described
 from justdubit_jax.planning.estimate import Estimate, Share, estimate
@@ -57,7 +57,7 @@ class Other(NamedTuple):
 
 def attention_of(card: Card) -> Attend:
     """cuDNN's attention where the card has it."""
-    return flash_attention if card.has_flash else xla_attention
+    return flash_attention if card.has_flash else plain_attention
 
 
 @contextmanager

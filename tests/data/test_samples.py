@@ -53,6 +53,17 @@ def test_a_sample_as_tokens(root):
     assert {x.dtype for x in (*batch.video[:4], *batch.audio[:4])} == {np.dtype(np.float32)}
 
 
+def test_positions_are_those_of_the_files_frame_rate(root):
+    sample = find_samples(root, FOLDERS)[0]
+    path = sample.files["latents"]
+    with safe_open(path, framework="numpy") as file:
+        tensors, metadata = {"latents": file.get_tensor("latents")}, file.metadata()
+    save_file(tensors, path, metadata | {"fps": "50.0"})
+    positions = read_sample(sample, LTX2).video.positions
+    for first in (6, 30):  # the second latent of the reference and of the target
+        np.testing.assert_allclose(positions[0, first], [1 / 50, 9 / 50], rtol=1e-6)
+
+
 def test_every_sample_once_an_epoch_and_shuffled(root):
     groups = group_by_shape(find_samples(root, FOLDERS))[:1]
     batches = Batches(groups, LTX2, 1, seed=0, threads=2)

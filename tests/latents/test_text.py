@@ -1,10 +1,12 @@
 """Prompts that the text encoder would cut: their end is what is to be said."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from justdubit_jax.errors import InputError
-from justdubit_jax.latents.text import PROMPT_TOKENS, cut_prompts, load_tokenizer
+from justdubit_jax.latents.text import PROMPT_TOKENS, cut_prompts, load_tokenizer, text_encoder
+from justdubit_jax.weights.checkpoint import open_checkpoint
 
 VOCABULARY = 10_000
 
@@ -33,3 +35,15 @@ def test_a_longer_one_is_refused_with_what_would_be_lost(demo):
 def test_a_folder_of_another_kind_is_refused(tmp_path):
     with pytest.raises(InputError, match="not a Gemma 3 folder"):
         cut_prompts(tmp_path, ["a"])
+
+
+def test_prompts_of_a_batch_get_their_own_contexts(demo):
+    checkpoint = open_checkpoint(demo / "assets/ltx-2-tiny.safetensors")
+    encode = text_encoder(checkpoint, demo / "assets/gemma", jnp.float32)
+    prompts = ["A face says: hello.", "Silence."]
+    together, alone = encode(prompts), [encode([prompt])[0] for prompt in prompts]
+    for both, one in zip(together, alone, strict=True):
+        for got, want in zip(both, one, strict=True):
+            # Of another batch: sums in another order, through a few layers.
+            np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+    assert np.abs(together[0][0] - together[1][0]).max() > 0.01

@@ -170,3 +170,28 @@ def test_dropout_scales_what_it_keeps_and_needs_a_key():
     lora.seed_dropout(linear, jax.random.key(0))
     dropped = float(linear(x)[0, 0])
     assert dropped != 4000 and abs(dropped / 4000 - 1) < 0.05
+
+
+def test_no_two_adapters_start_or_drop_alike():
+    adapters = lora.init(shapes(), jax.random.key(0))
+    seen: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for path, leaf in adapters.items():
+        if path.endswith(".A"):
+            seen.setdefault(leaf.shape, []).append(np.asarray(leaf))
+    assert max(map(len, seen.values())) > 1
+    assert all(len({x.tobytes() for x in alike}) == len(alike) for alike in seen.values())
+
+    two = nnx.Dict(first=Linear(400, 1, bias=False), second=Linear(400, 1, bias=False))
+    for linear in two.values():
+        linear.lora = lora.LoRA(jnp.ones((1, 400)), jnp.ones((1, 1)), scale=1.0, dropout=0.5)
+    lora.seed_dropout(two, jax.random.key(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 400)), jnp.float32)
+    assert two.first(x) != two.second(x)
+
+
+@pytest.mark.parametrize("alpha, want", [("2.5", 2.5), (None, 4)])
+def test_a_file_says_its_alpha_else_it_is_the_rank(tmp_path, alpha, want):
+    metadata = {} if alpha is None else {"alpha": alpha}
+    path = tmp_path / "x.safetensors"
+    lora_files.write_file(path, lora_files.read_file(ADAPTER, shapes()), jnp.float32, metadata)
+    assert lora_files.config_of(path).alpha == want

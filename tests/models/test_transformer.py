@@ -41,6 +41,17 @@ def test_remat_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, plain, remat)
 
 
+def test_each_block_is_prepared_by_its_number():
+    seen: list[int] = []
+
+    def prepare(block, index):
+        jax.debug.callback(lambda number: seen.append(int(number)), index)
+
+    model()(*inputs(), cross_timestep="own", prepare_block=prepare)
+    jax.effects_barrier()
+    assert sorted(seen) == list(range(model().config.layers))
+
+
 def skip(**which) -> Skip:
     """Flags [layers, samples], of which those named are set."""
     none = jnp.zeros((model().config.layers, 2), bool)

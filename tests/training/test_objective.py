@@ -25,6 +25,7 @@ from parity.golden import Golden
 from parity.training import training
 from verify_parity import compare
 
+from justdubit_jax.data.batch import Batch
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.models.attention import Execution
@@ -154,3 +155,52 @@ def test_conditioned_tokens_stay_clean():
     np.testing.assert_allclose(target[0, 6:], 0.5 * one.video.target[0, 6:] + 0.5, rtol=1e-6)
     np.testing.assert_array_equal(target[1], noise[1])
     np.testing.assert_array_equal(modality.clean_count, references + given)
+
+
+def drawn(seed: int, **options):
+    target = jnp.zeros((64, 1024, 3))
+    stream = batch().video._replace(target=target, reference=jnp.zeros((64, 3072, 3)))
+    both = Batch(stream, stream, None)
+    sampling = SigmaSampling("shifted_logit_normal", **options)
+    made = dataclasses.replace(objective(), sampling=sampling, first_frame_p=0.5)
+    return made.draw(jax.random.key(seed), both, 3)
+
+
+def test_what_is_drawn_is_independent():
+    """Of one another, and of the noise of another step."""
+    first, second = drawn(0), drawn(1)
+    assert not (first.video_noise == first.audio_noise).any()
+    assert not (first.video_noise == second.video_noise).any()
+    normal = jax.scipy.special.logit(first.sigma) - 0.95  # of 1024 target tokens
+    for noise in (first.video_noise, first.audio_noise):
+        assert abs(np.corrcoef(normal, noise[:, 0, 0])[0, 1]) < 0.4  # 3 of 64 draws' deviations
+        assert not np.isin(np.round(normal, 3), np.round(noise.ravel()[:64], 3)).all()
+
+
+def test_noise_levels_follow_the_targets_length_and_the_spread():
+    """The shift is that of the target's tokens, not of the reference's too."""
+    normal = jax.scipy.special.logit(drawn(0).sigma) - 0.95
+    assert abs(float(normal.mean())) < 0.4 and 0.7 < float(normal.std()) < 1.3
+    wide = jax.scipy.special.logit(drawn(0, std=0.5).sigma) - 0.95
+    np.testing.assert_allclose(wide, 0.5 * normal, atol=1e-4)  # logit of float32 sigmas
+
+
+def test_the_blocks_preparation_and_the_rule_reach_the_model():
+    given = {}
+
+    def model(video, audio, **options):
+        given.update(options)
+        return jnp.zeros_like(video.latents), jnp.zeros_like(audio.latents)
+
+    def prepare(block, index):
+        raise AssertionError("only handed on")
+
+    objective("own").errors(model, batch(), draws(0), GRID, prepare)
+    assert given["prepare_block"] is prepare
+    assert given["cross_timestep"] == "own" and given["isolated"] == (
+        batch().video.reference.shape[1],
+        batch().audio.reference.shape[1],
+    )
+    objective("other", isolate=False).errors(model, batch(), draws(0), GRID)
+    assert given["prepare_block"] is None and given["isolated"] == (0, 0)
+    assert given["cross_timestep"] == "other"

@@ -20,6 +20,16 @@ def fixed_draw(self, key, batch, frames):
     return Draw(jnp.full(size, 0.7), video, audio, jnp.zeros(size, bool))
 
 
+class Noise(Objective):
+    """An objective that is nothing but what it draws."""
+
+    def draw(self, key, batch, frames):
+        return jax.random.normal(key)
+
+    def loss(self, model, batch, draws, grid, prepare_block=None):
+        return model["a"] * draws, {"loss": draws}
+
+
 class Squares(Objective):
     """An objective without noise, for a model of one number a channel."""
 
@@ -59,6 +69,20 @@ def one_update(objective, optimizer, adapters, target, parts):
     return run(state, None, MicroBatches(stream, stream, None), (1, 1, 1))
 
 
+class Spread(Noise):
+    """Noise whose second moment is told too."""
+
+    def loss(self, model, batch, draws, grid, prepare_block=None):
+        return model["a"].sum() * draws, {"loss": draws, "square": draws**2}
+
+
+def test_every_micro_batch_draws_other_noise(monkeypatch):
+    monkeypatch.setattr(step.lora, "merge", lambda graphdef, adapters, frozen: adapters)
+    target = np.zeros((8, 3, 5), np.float32)
+    _, metrics = one_update(Spread, optax.sgd(0.1), {"a": jnp.ones(5)}, target, 4)
+    assert float(metrics["square"]) > 1.01 * float(metrics["loss"]) ** 2  # equal draws: equal
+
+
 @pytest.mark.deep
 def test_accumulation_equals_one_large_batch(demo, tmp_path, monkeypatch):
     monkeypatch.setattr(Objective, "draw", fixed_draw)
@@ -71,16 +95,6 @@ def test_accumulation_equals_one_large_batch(demo, tmp_path, monkeypatch):
         assert parts[0][name] == pytest.approx(want, rel=1e-5)  # float32 sums in another order
     for path, want in whole[1].items():
         np.testing.assert_allclose(parts[1][path], want, atol=1e-5 * np.abs(want).max())
-
-
-class Noise(Objective):
-    """An objective that is nothing but what it draws."""
-
-    def draw(self, key, batch, frames):
-        return jax.random.normal(key)
-
-    def loss(self, model, batch, draws, grid, prepare_block=None):
-        return model["a"] * draws, {"loss": draws}
 
 
 def test_every_step_and_seed_draws_other_noise(monkeypatch):

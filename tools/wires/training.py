@@ -85,7 +85,7 @@ FAULTS = (
         _OBJECTIVE,
         "prepare_block=prepare_block,\n        )",
         "prepare_block=None,\n        )",
-        "tests/training/test_step.py",
+        _GOLDEN,
     ),
     Fault(
         "objective.face-and-background-swapped",
