@@ -46,6 +46,7 @@ def exiting(command: Callable[[], None]) -> None:
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
     else:
         return

@@ -7,6 +7,7 @@ a card that need not be there.
 """
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -87,8 +88,9 @@ from justdubit_jax.weights import keys
 from justdubit_jax.weights.checkpoint import checkpoint_config, open_checkpoint
 
 
-def main(config: ConfigDict, fresh: bool = False) -> None:
-    """Set up, then one loop."""
+def main(config: ConfigDict, fresh: bool = False, term_code: int = 143) -> int:
+    """Set up, then one loop. Returns the exit code: 0, or, saved and stopped, 130 after Ctrl-C and
+    `term_code` after SIGTERM."""
     processes.start()
     run, validation = settings.read(config), read_validation(config)
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not processes.is_first())
@@ -108,7 +110,7 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
     folder = RunFolder(run.output_dir)
     claim_output(folder, fresh)
     with (
-        Interrupt() as interrupt,
+        Interrupt(console.print, term_code) as interrupt,
         background() as compiler,
         Checkpoints(folder.state) as checkpoints,
         Display(console, run.steps) as display,
@@ -182,8 +184,9 @@ def main(config: ConfigDict, fresh: bool = False) -> None:
         remove_old(folder, run.keep_last_n, checkpoints)
     if stopped:
         console.print(f"stopped at step {int(state.step)}; the same command continues")
-    else:
-        console.print(f"done: {folder.lora(run.steps)}")
+        return interrupt.code
+    console.print(f"done: {folder.lora(run.steps)}")
+    return 0
 
 
 def dry_run(config: ConfigDict, memory: int | None) -> None:
@@ -343,6 +346,11 @@ def command() -> None:
     )
     parser.add_argument("--config", required=True, help="Python file, e.g. configs/dub.py")
     parser.add_argument("--fresh", action="store_true", help="start over; move what is there aside")
+    parser.add_argument(
+        "--exit-zero-on-preemption",
+        action="store_true",
+        help="exit code 0, not 143, after SIGTERM has saved and stopped the run",
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what a run needs, and stop")
     parser.add_argument(
         "--device-memory", type=cli.byte_count, help="for --dry-run, e.g. 80GB; default: ask"
@@ -377,7 +385,7 @@ def command() -> None:
     elif own.dry_run:
         dry_run(cli.parse_config(argv), own.device_memory)
     else:
-        main(cli.parse_config(argv), own.fresh)
+        sys.exit(main(cli.parse_config(argv), own.fresh, 0 if own.exit_zero_on_preemption else 143))
 
 
 _OF_A_CARD = "advise", "json", "kernels"  # flags that need --device

@@ -97,6 +97,7 @@ def start(demo: Path, output: Path, args: argparse.Namespace) -> subprocess.Pope
         }
     command = [sys.executable, "-m", "justdubit_jax.train", "--config", "configs/demo.py"]
     command += [f"--config.{key}={value}" for key, value in flags.items()]
+    command += ["--exit-zero-on-preemption"]
     return subprocess.Popen(
         command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
