@@ -11,26 +11,13 @@ from pathlib import Path
 import jax
 import pytest
 from helpers.commands import ONE_DEVICE, REPO
-from helpers.toy import config
 
-from justdubit_jax import train
-from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.planning import remat
 from justdubit_jax.planning.advice import advice, check_fits
 from justdubit_jax.planning.memory import Program, compile_step, least_bytes
 from justdubit_jax.planning.remat import keeping_what_fits
-from justdubit_jax.training import settings
-from justdubit_jax.training.prepare import prepare_training, recomputing
-from justdubit_jax.weights.checkpoint import open_checkpoint
-
-
-@pytest.fixture(scope="module")
-def toy(demo, tmp_path_factory):
-    run = settings.read(config(demo, tmp_path_factory.mktemp("plan")))
-    source = open_checkpoint(run.model_path)
-    training = prepare_training(run, source.config, sharding.make_mesh(*run.mesh))
-    return compile_step(training, train.read_data(run)[0][0].shape)
+from justdubit_jax.training.prepare import recomputing
 
 
 def test_the_parts_add_up_to_the_compiled_programs_own_analysis(toy):
