@@ -7,9 +7,11 @@ a card that need not be there.
 """
 
 import contextlib
+import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +22,25 @@ from rich.console import Console
 from justdubit_jax import cli
 from justdubit_jax.data.batch import SampleShape
 from justdubit_jax.data.batches import Batches
-from justdubit_jax.data.samples import SampleFiles, ShapeGroup, group_by_shape, survey
+from justdubit_jax.data.samples import ShapeGroup
 from justdubit_jax.devices import processes, sharding
 from justdubit_jax.devices.choose import without_flash
 from justdubit_jax.errors import InputError, about
 from justdubit_jax.lora.adapters import Weights
-from justdubit_jax.models.attention import attention
 from justdubit_jax.planning.advice import check_fits
-from justdubit_jax.planning.cards import Card, read_card
+from justdubit_jax.planning.cards import read_card
+from justdubit_jax.planning.dry_run import dry_run, dry_run_on
 from justdubit_jax.planning.memory import (
     Program,
     compile_step,
     device_memory,
     peak_flops_of_mesh,
-    shape_of_size,
 )
-from justdubit_jax.planning.phases import PHASES, Work
+from justdubit_jax.planning.phases import PHASES
 from justdubit_jax.planning.remat import keeping_what_fits
-from justdubit_jax.planning.rent import (
-    Rented,
-    advised,
-    attention_of,
-    mesh_of,
-    rent,
-    rent_phase,
-    write_json,
-)
 from justdubit_jax.planning.show import (
-    show,
-    show_advice,
-    show_estimate,
-    show_other,
     summary,
 )
-from justdubit_jax.planning.stand_in import flash_stand_in
 from justdubit_jax.runs.display import Display
 from justdubit_jax.runs.fingerprint import check_same, fingerprint
 from justdubit_jax.runs.interrupt import Interrupt
@@ -79,13 +66,12 @@ from justdubit_jax.training.prepare import (
 )
 from justdubit_jax.training.settings import Settings
 from justdubit_jax.training.step import State
-from justdubit_jax.training.values import Values, not_given
-from justdubit_jax.validation.holdout import split_holdout
+from justdubit_jax.validation.data import largest, latents_of, read_data
 from justdubit_jax.validation.prepare import prepare_validation
 from justdubit_jax.validation.rounds import Rounds
-from justdubit_jax.validation.settings import Validation, read_validation
+from justdubit_jax.validation.settings import read_validation
 from justdubit_jax.weights import keys
-from justdubit_jax.weights.checkpoint import checkpoint_config, open_checkpoint
+from justdubit_jax.weights.checkpoint import open_checkpoint
 
 
 def main(config: ConfigDict, fresh: bool = False, term_code: int = 143) -> int:
@@ -98,6 +84,7 @@ def main(config: ConfigDict, fresh: bool = False, term_code: int = 143) -> int:
         console.print(note)
     with about("config: mesh.data x mesh.fsdp"):
         mesh = sharding.make_mesh(*run.mesh)
+    check_wandb(run)
     groups, held_out = read_data(run, validation.holdout, console)
     source = open_checkpoint(run.model_path)
     training = prepare_training(run, source.config, mesh)
@@ -185,105 +172,22 @@ def main(config: ConfigDict, fresh: bool = False, term_code: int = 143) -> int:
     if stopped:
         console.print(f"stopped at step {int(state.step)}; the same command continues")
         return interrupt.code
-    console.print(f"done: {folder.lora(run.steps)}")
+    if first_step > run.steps:
+        console.print(
+            f"already at step {first_step}, beyond optimization.steps {run.steps}: "
+            f"{folder.lora(first_step)}"
+        )
+    else:
+        console.print(f"done: {folder.lora(run.steps)}")
     return 0
 
 
-def dry_run(config: ConfigDict, memory: int | None) -> None:
-    """Print what the largest step needs; `memory` is the device's bytes, else what it tells."""
-    run, v = settings.read(config), read_validation(config)
-    with about("config: mesh.data x mesh.fsdp"):
-        mesh = sharding.make_mesh(*run.mesh)
-    attend = attention if jax.default_backend() == "gpu" else flash_stand_in
-    training = prepare_training(run, checkpoint_config(run.model_path), mesh, attend)
-    shape, program = largest_shape(run, v, training), None
-    if run.remat is None:
-        limit = memory or device_memory()
-        training, program = keeping_what_fits(training, shape, limit)
-    program = program or compile_step(training, shape)
-    show(Console(highlight=False, soft_wrap=True), program.plan, memory or device_memory())
-
-
-def dry_run_on(
-    card: Card,
-    argv: Sequence[str],
-    phases: Sequence[str] = (),
-    advise: bool = False,
-    json_file: Path | None = None,
-    kernels_file: Path | None = None,
-) -> None:
-    """Print what the largest step of a config, and other phases, need on a card that is not there.
-
-    `argv` are the command line's words about the config.
-    """
-    console = Console(highlight=False, soft_wrap=True)
-
-    def step(*more: str) -> Rented:
-        with work_on(card, cli.parse_config([*argv, *more])) as work:
-            return rent(work.training, work.shape, card)
-
-    made, others = step(), {}
-    show(console, made.plan, card.limit)
-    show_estimate(console, made)
-    with work_on(card, cli.parse_config(argv)) as work:
-        for name in phases:
-            if name == "text" and work.gemma is None:
-                raise not_given("model.text_encoder_path")
-            others[name] = rent_phase(PHASES[name], work, card)
-            show_other(console, name, others[name])
-    if json_file is not None:
-        write_json(made, others, json_file)
-    if kernels_file is not None:
-        made.estimate.write_kernels(kernels_file)
-    if advise:
-        console.print("each switch alone, compiled:")
-        show_advice(console, advised(lambda setting: step(f"--config.{setting}")))
-
-
-@contextlib.contextmanager
-def work_on(card: Card, config: ConfigDict) -> Iterator[Work]:
-    """A run's programs for a card, to be compiled inside."""
-    run, v = settings.read(config), read_validation(config)
-    with mesh_of(card, *run.mesh) as mesh:
-        metadata = checkpoint_config(run.model_path)
-        training = prepare_training(run, metadata, mesh, attention_of(card))
-        values, key = Values(config), "model.text_encoder_path"
-        gemma = values.optional(values.existing_path, key)
-        yield Work(training, v, largest_shape(run, v, training), metadata, gemma)
-
-
-def largest_shape(run: Settings, v: Validation, training: Training) -> SampleShape:
-    """Of the data set if there is one, else a sample of the validation's size."""
-    if run.data_root is not None:
-        return largest(read_data(run, v.holdout)[0])
-    v.check_size(training.layout)
-    size = v.width, v.height, v.frames, v.frame_rate
-    return shape_of_size(training.config, training.layout, *size)
-
-
-def read_data(
-    run: Settings, holdout: int = 0, console: Console | None = None
-) -> tuple[list[ShapeGroup], list[SampleFiles]]:
-    """The samples to train on, by shape, and the samples that are held out."""
-    if run.data_root is None:
-        raise not_given("data.preprocessed_data_root")
-    found = survey(run.data_root, run.folders)
-    if console:
-        console.print(str(found), markup=False)
-    samples, held_out = split_holdout(found.samples, holdout, run.seed)
-    if not samples:
-        raise InputError("config: validation.holdout leaves no sample to train on")
-    return group_by_shape(samples), held_out
-
-
-def largest(groups: Sequence[ShapeGroup]) -> SampleShape:
-    """The shape of the most latents, whose step takes the most memory."""
-    return max((group.shape for group in groups), key=latents_of)
-
-
-def latents_of(shape: SampleShape) -> int:
-    """Latents of a sample's picture, reference and target."""
-    return shape.video.tokens
+def check_wandb(run: Settings) -> None:
+    """Raise InputError where it is asked for and not installed, before anything is loaded."""
+    if run.wandb is not None and importlib.util.find_spec("wandb") is None:
+        raise InputError(
+            "config: wandb.enabled is True, but wandb is not installed: uv sync --extra wandb"
+        )
 
 
 def continued(
@@ -381,11 +285,16 @@ def command() -> None:
         jax.config.update("jax_platforms", "cpu")  # what is there is not asked
         card = read_card(own.device)
         phases = [name for name in PHASES if name in own.phase or "all" in own.phase]
-        dry_run_on(card, argv, phases, own.advise, own.json, own.kernels)
+        read = partial(_config, argv)
+        dry_run_on(card, read, phases, own.advise, own.json, own.kernels)
     elif own.dry_run:
         dry_run(cli.parse_config(argv), own.device_memory)
     else:
         sys.exit(main(cli.parse_config(argv), own.fresh, 0 if own.exit_zero_on_preemption else 143))
+
+
+def _config(argv: Sequence[str], *more: str) -> ConfigDict:
+    return cli.parse_config([*argv, *more])
 
 
 _OF_A_CARD = "advise", "json", "kernels"  # flags that need --device

@@ -131,6 +131,11 @@ def seed_dropout(block: nnx.Module, key: jax.Array) -> None:
             linear.lora.dropout_key = jax.random.fold_in(key, i)
 
 
+def module_names(model: Transformer) -> list[str]:
+    """The reference's names of all linear modules that an adapter could stand in."""
+    return [name for path, linear in _linears(model) for name in _module_names(path, linear)]
+
+
 def _linears(model: nnx.Module) -> Iterator[tuple[str, Linear]]:
     for path, module in nnx.iter_modules(model):
         if isinstance(module, Linear):

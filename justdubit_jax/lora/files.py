@@ -24,7 +24,12 @@ def newest_lora(path: Path) -> Path:
     """The file itself, or the one with the highest step in a folder."""
     if path.is_file():
         return path
-    files = [p for p in path.rglob("*step_*.safetensors") if p.stem.rpartition("_")[2].isdigit()]
+    files = [
+        file
+        for file in path.rglob("*step_*.safetensors")
+        if file.stem.rpartition("_")[2].isdigit()
+        and "previous" not in file.relative_to(path).parts  # runs that --fresh moved aside
+    ]
     if not files:
         raise InputError(f"{path}: no *step_*.safetensors in this folder")
     return max(files, key=lambda p: int(p.stem.rpartition("_")[2]))

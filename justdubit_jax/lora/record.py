@@ -19,10 +19,12 @@ class LoRARecord:
     cross_timestep: CrossTimestep = "own"  # JustDubit's
     reference_downscale_factor: int = 1  # for ltx-pipelines: references at full size
     step: int | None = None  # of the training
+    # Whether cross_timestep stands in the file that this was read from.
+    says_rule: bool = dataclasses.field(default=False, compare=False)
 
     def to_metadata(self) -> dict[str, str]:
         """Strings, as safetensors wants them; what is None is left out."""
-        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        found = {name: getattr(self, name) for name in _READ}
         return {name: str(value) for name, value in found.items() if value is not None}
 
     @classmethod
@@ -37,7 +39,7 @@ class LoRARecord:
                     raise InputError(
                         f"{source}: metadata {name} is {text!r}, expected {expected}"
                     ) from None
-        return cls(**found)
+        return cls(**found, says_rule="cross_timestep" in found)
 
 
 def read_record(path: Path) -> LoRARecord:

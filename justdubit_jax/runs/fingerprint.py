@@ -57,7 +57,8 @@ def check_same(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
         )
         raise InputError(
             f"config: not as in the checkpoint to continue: {listed}; "
-            "change back, choose another output_dir, or start over with --fresh"
+            "change back, start over with --fresh, or choose another output_dir and go on from the "
+            "LoRA with model.load_checkpoint=FILE"
         )
     return changed
 

@@ -1,8 +1,11 @@
 """A run as far as it is known before a weight is read, and how its state starts."""
 
 import dataclasses
+import difflib
 import functools
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,13 +18,15 @@ from justdubit_jax.data.batch import Batch, MicroBatches, SampleShape
 from justdubit_jax.data.batches import Batches
 from justdubit_jax.data.samples import ShapeGroup
 from justdubit_jax.devices import sharding
-from justdubit_jax.errors import about
+from justdubit_jax.errors import InputError, about
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.lora.dialects import PEFT, is_stacked
 from justdubit_jax.lora.files import newest_lora
+from justdubit_jax.lora.record import read_record
 from justdubit_jax.models.attention import Attend, Remat, attention
 from justdubit_jax.models.tokens import Layout
+from justdubit_jax.models.transformer import Transformer
 from justdubit_jax.models.transformer_config import TransformerConfig
 from justdubit_jax.training.objective import Objective
 from justdubit_jax.training.optimizer import make_optimizer
@@ -85,6 +90,7 @@ def prepare_training(
     abstract = lora.Weights(*arrays)
     # Learning-rate patterns are searched in PEFT's names, as in the torch trainer.
     names = {path: PEFT.keys_of(path, leaf.shape) for path, leaf in abstract.adapters.items()}
+    _check_groups(run, model)
     optimizer = make_optimizer(run.optimizer, names)
     state = state_shardings(abstract.adapters, optimizer, mesh, mean=run.ema_decay > 0)
     objective = Objective(
@@ -109,6 +115,24 @@ def prepare_training(
         place=state,
         step=_make_step(run, objective, graphdef, optimizer, mesh, state),
     )
+
+
+def _check_groups(run: Settings, model: Transformer) -> None:
+    """Raise InputError for a learning-rate group that is found in no parameter of the model."""
+    modules = lora.module_names(model)
+    names = [PEFT.pattern.format(module=name, matrix=m) for name in modules for m in "AB"]
+    for pattern, _ in run.optimizer.groups:
+        if not any(re.search(pattern, name) for name in names):
+            near = difflib.get_close_matches(pattern, _words(names), 3, 0.6)
+            like = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise InputError(
+                f"config: optimization.learning_rate_groups: {pattern!r} is found in no name of "
+                f"the model's parameters, e.g. {names[0]}{like}"
+            )
+
+
+def _words(names: Sequence[str]) -> list[str]:
+    return sorted({word for name in names for word in name.split(".") if not word.isdigit()})
 
 
 def recomputing(training: Training, remat: Remat) -> Training:
@@ -158,6 +182,7 @@ def first_state(training: Training) -> State:
             file = newest_lora(run.load_checkpoint)
         with about("config: model.load_checkpoint, for lora.rank and lora.target_modules"):
             read = lora_files.read_file(file, shapes)
+        _check_record(run, training, file)
         adapters = sharding.place_whole(read, place.adapters)
     moments = jax.jit(training.optimizer.init, out_shardings=place.moments)(adapters)
     step = jax.jit(lambda: jnp.int32(0), out_shardings=place.step)()
@@ -166,6 +191,25 @@ def first_state(training: Training) -> State:
         copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=place.mean)
         mean = copy(adapters)
     return State(adapters, moments, step, mean)
+
+
+def _check_record(run: Settings, training: Training, file: Path) -> None:
+    """Raise InputError for a file that was trained to another scale or rule than this run's."""
+    config, record = lora_files.config_of(file), read_record(file)
+    own = run.lora.alpha / run.lora.rank
+    if config.rank == run.lora.rank and config.alpha / config.rank != own:
+        times = own * config.rank / config.alpha
+        raise InputError(
+            f"config: model.load_checkpoint: {file} has alpha {config.alpha:g}, lora.alpha is "
+            f"{run.lora.alpha:g}: its effect would be {times:g} times as strong; "
+            f"set lora.alpha={config.alpha:g}"
+        )
+    rule = training.objective.cross_timestep
+    if record.says_rule and record.cross_timestep != rule:
+        raise InputError(
+            f"config: model.load_checkpoint: {file} was trained with model.cross_timestep "
+            f"{record.cross_timestep!r}, this run has {rule!r}; set it to the same"
+        )
 
 
 def load_base(training: Training, source: Checkpoint) -> Any:

@@ -118,7 +118,7 @@ def read(config: ConfigDict) -> Settings:
         data_root=v.optional(v.existing_path, "data.preprocessed_data_root"),
         reader_threads=v.whole(0, "data.num_dataloader_workers"),
         checkpoint_interval=v.whole(0, "checkpoints.interval"),
-        keep_last_n=v.whole(-1, "checkpoints.keep_last_n"),
+        keep_last_n=_keep_last_n(v),
         export_dtype=jnp.dtype(v.one_of("checkpoints.precision", ("bfloat16", "float32"))),
         seed=v.whole(0, "seed", 2**32 - 1),
         wandb=_wandb(v),
@@ -147,19 +147,31 @@ def _lora(v: Values) -> LoRAConfig:
     return LoRAConfig(
         rank=v.whole(1, "lora.rank"),
         alpha=v.at_least(1, "lora.alpha"),
-        dropout=v.within(0, 1, "lora.dropout"),
-        target_modules=v.texts("lora.target_modules"),
+        dropout=v.below(1, "lora.dropout"),
+        target_modules=_targets(v),
     )
+
+
+def _targets(v: Values) -> tuple[str, ...]:
+    key = "lora.target_modules"
+    if not (targets := v.texts(key)):
+        raise v.wrong(key, "names of modules, or there is nothing to train")
+    return targets
 
 
 def _mask_loss(v: Values) -> MaskLoss | None:
     if not v.flag("training_strategy.mask_config.use_masked_loss"):
         return None
+    face = v.at_least(0, "training_strategy.mask_config.mask_loss_weight")
+    background = v.at_least(0, "training_strategy.mask_config.background_loss_weight")
+    if not face and not background:
+        raise v.wrong(
+            "training_strategy.mask_config.mask_loss_weight",
+            "a number above 0 here or in background_loss_weight, or no picture is trained",
+        )
     return MaskLoss(
-        mask_loss_weight=v.at_least(0, "training_strategy.mask_config.mask_loss_weight"),
-        background_loss_weight=v.at_least(
-            0, "training_strategy.mask_config.background_loss_weight"
-        ),
+        mask_loss_weight=face,
+        background_loss_weight=background,
         mask_threshold=v.within(0, 1, "training_strategy.mask_config.mask_threshold"),
         use_soft_masks=v.flag("training_strategy.mask_config.use_soft_masks"),
     )
@@ -204,10 +216,18 @@ def _optimizer(v: Values) -> OptimizerConfig:
 
 def _schedule(v: Values) -> schedules.Schedule:
     kind = v.one_of("optimization.scheduler_type", schedules.KINDS)
-    steps, warmup = v.whole(1, "optimization.steps"), v.whole(0, "optimization.warmup_steps")
+    steps = v.whole(1, "optimization.steps")
+    warmup = v.whole(0, "optimization.warmup_steps", steps)
     params = dict(v.pairs("optimization.scheduler_params"))
     with about("config: optimization.scheduler_params"):
         return schedules.Schedule(kind, steps, params, warmup)
+
+
+def _keep_last_n(v: Values) -> int:
+    key = "checkpoints.keep_last_n"
+    if v.whole(-1, key) == 0:
+        raise v.wrong(key, "-1 to keep all, or at least 1: the last is what training ends with")
+    return v[key]
 
 
 def _rate_groups(v: Values) -> tuple[tuple[str, float], ...]:

@@ -4,10 +4,15 @@ import itertools
 
 import jax
 import numpy as np
+import pytest
 from helpers.toy import config
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from justdubit_jax import train
 from justdubit_jax.devices import sharding
+from justdubit_jax.errors import InputError
+from justdubit_jax.lora.files import newest_lora
 from justdubit_jax.training import settings
 from justdubit_jax.training.prepare import first_state, make_batches, prepare_training
 from justdubit_jax.weights.checkpoint import checkpoint_config
@@ -47,3 +52,48 @@ def test_the_objective_is_what_the_config_says(demo, tmp_path):
     assert (other.cross_timestep, other.isolate) == ("other", False)
     assert (other.first_frame_p, other.mask_loss) == (0.25, None)
     assert published.first_frame_p == 0.1 and published.mask_loss is not None
+
+
+def test_a_rate_group_that_finds_nothing_is_refused_with_what_is_near(demo, tmp_path):
+    def groups(pattern: str):
+        return f"--config.optimization.learning_rate_groups=(('{pattern}', 1e-6),)"
+
+    with pytest.raises(InputError, match=r"'audio_atn1' is found in no name .* mean 'audio_attn1'"):
+        prepared(demo, tmp_path, groups("audio_atn1"))
+    # One of the model that is not adapted here is no mistake.
+    prepared(demo, tmp_path, groups("audio_ff"), "--config.lora.target_modules=('to_k',)")
+    prepared(demo, tmp_path, groups("lora_A"))
+
+
+@pytest.mark.parametrize(
+    "metadata, message",
+    [
+        ({"alpha": "2"}, "has alpha 2, lora.alpha is 8: its effect would be 4 times as strong"),
+        ({"cross_timestep": "other"}, "cross_timestep 'other', this run has 'own'"),
+        ({}, None),  # of another trainer, which says neither
+        ({"alpha": "8", "cross_timestep": "own"}, None),
+    ],
+)
+def test_a_lora_of_another_scale_or_rule_is_not_started_from(demo, tmp_path, metadata, message):
+    """As report 07 has it."""
+    tensors = load_file(demo / "run/checkpoints/lora_weights_step_00060.safetensors")
+    path = tmp_path / "lora.safetensors"
+    save_file(tensors, path, metadata)
+    training = prepared(demo, tmp_path, f"--config.model.load_checkpoint={path}")
+    if message is None:
+        first_state(training)
+        return
+    with pytest.raises(InputError, match=message):
+        first_state(training)
+
+
+def test_a_folder_to_start_from_has_no_files_of_runs_that_were_moved_aside(demo, tmp_path):
+    source = demo / "run/checkpoints/lora_weights_step_00060.safetensors"
+    tensors = load_file(source)
+    with safe_open(source, framework="numpy") as file:
+        metadata = file.metadata()
+    for place, step in (("checkpoints", 20), ("previous/1/checkpoints", 40)):
+        (tmp_path / place).mkdir(parents=True)
+        save_file(tensors, tmp_path / place / f"lora_weights_step_{step:05d}.safetensors", metadata)
+    assert newest_lora(tmp_path).name == "lora_weights_step_00020.safetensors"
+    assert newest_lora(tmp_path / "previous/1").name == "lora_weights_step_00040.safetensors"

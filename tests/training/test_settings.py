@@ -97,7 +97,8 @@ def test_moments_of_bytes_have_no_other_dtype():
         ("optimization.first_moment_dtype=float16", "expected one of float32, bfloat16"),
         ("optimization.scheduler_type=cosin", "expected one of constant, linear, cosine, "),
         ("optimization.scheduler_params=(('eta_min', 0.1),)", "unknown 'eta_min'"),
-        ("optimization.warmup_steps=-1", "expected a whole number of at least 0"),
+        ("optimization.warmup_steps=-1", "expected a whole number from 0 to 2000"),
+        ("optimization.warmup_steps=2001", "is 2001, expected a whole number from 0 to 2000"),
         ("optimization.steps=0", "optimization.steps is 0, expected a whole number of at least 1"),
         ("optimization.ema_decay=1.0", "expected a number from 0 to below 1"),
         ("optimization.learning_rate=-1.0", "expected a number of at least 0"),
@@ -111,13 +112,15 @@ def test_moments_of_bytes_have_no_other_dtype():
             "one of auto, True, False, attention, keys, queries, offload",
         ),
         ("lora.rank=0", "lora.rank is 0, expected a whole number of at least 1"),
-        ("lora.dropout=2.0", "lora.dropout is 2.0, expected a number from 0 to 1"),
+        ("lora.dropout=1.0", "lora.dropout is 1.0, expected a number from 0 to below 1"),
+        ("lora.target_modules=()", "target_modules is (), expected names of modules, or there is"),
         ("lora.target_modules=(1,)", "lora.target_modules is (1,), expected a tuple of texts"),
         (f"{MASKS}.mask_loss_weight=nan", "mask_loss_weight is nan, expected a number of at least"),
         (f"{MASKS}.mask_threshold=1.5", "mask_threshold is 1.5, expected a number from 0 to 1"),
         ("mesh.fsdp=0", "mesh.fsdp is 0, expected a whole number of at least 1"),
         ("data.num_dataloader_workers=-1", "workers is -1, expected a whole number of at least 0"),
         ("checkpoints.keep_last_n=-2", "keep_last_n is -2, expected a whole number of at least -1"),
+        ("checkpoints.keep_last_n=0", "keep_last_n is 0, expected -1 to keep all, or at least 1"),
         ("checkpoints.precision=float16", "is 'float16', expected one of bfloat16, float32"),
         ("flow_matching.timestep_sampling_mode=other", "one of shifted_logit_normal, uniform"),
         ("seed=-1", "config: seed is -1, expected a whole number from 0 to 4294967295"),
@@ -126,3 +129,10 @@ def test_moments_of_bytes_have_no_other_dtype():
 def test_what_is_refused(flag, message):
     with pytest.raises(InputError, match=re.escape(message)):
         read(flag)
+
+
+def test_a_picture_without_any_weight_is_refused():
+    none = f"{MASKS}.mask_loss_weight=0.0", f"{MASKS}.background_loss_weight=0.0"
+    with pytest.raises(InputError, match=r"mask_loss_weight is 0\.0, expected a number above"):
+        read(*none)
+    assert read(none[0]).mask_loss == MaskLoss(0.0, 0.1, 0.1, False)

@@ -91,7 +91,7 @@ FAULTS = (
     ),
     Fault(
         "train.held-out-samples-are-trained-on",
-        _TRAIN,
+        "justdubit_jax/validation/data.py",
         "samples, held_out = split_holdout(found.samples, holdout, run.seed)",
         "samples, held_out = found.samples, split_holdout(found.samples, holdout, run.seed)[1]",
         "tests/validation tests/test_train.py",
@@ -156,8 +156,8 @@ FAULTS = (
     Fault(
         "holdout.with-a-first-frame",
         _FIXED,
-        "objective, first_frame_p=0.0, execution",
-        "objective, first_frame_p=1.0, execution",
+        "first_frame_p=0.0,",
+        "first_frame_p=1.0,",
         _SAMPLES,
     ),
     Fault(
