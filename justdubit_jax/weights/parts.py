@@ -36,10 +36,17 @@ def build_part(part: Part, config: dict[str, Any], shapes: Shapes) -> Any:
 
 
 def _connectors(config: dict[str, Any], shapes: Shapes) -> Connectors:
-    key = "text_embedding_projection.aggregate_embed.weight"
-    if key not in shapes:
-        raise InputError(f"checkpoint: {key} is missing")
-    return Connectors(ConnectorConfig.from_metadata(config, text_width=shapes[key][1]))
+    widths = [shapes[key][1] for key in _TEXT_PROJECTIONS if key in shapes]
+    if not widths:
+        raise InputError(f"checkpoint: {' or '.join(_TEXT_PROJECTIONS)} is missing")
+    return Connectors(ConnectorConfig.from_metadata(config, widths[0]))
+
+
+# One of them is in every checkpoint: its second axis is the width of the text's hidden states.
+_TEXT_PROJECTIONS = (
+    "text_embedding_projection.aggregate_embed.weight",
+    "text_embedding_projection.video_aggregate_embed.weight",
+)
 
 
 _BUILDERS: dict[str, Callable[[dict[str, Any], Shapes], nnx.Module]] = {
