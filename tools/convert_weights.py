@@ -32,6 +32,7 @@ from justdubit_jax.weights.checkpoint import (
     open_safetensors,
     unowned,
 )
+from justdubit_jax.weights.family import unknown_family
 from justdubit_jax.weights.load import compare, expected, load_weights, parameters
 from justdubit_jax.weights.parts import build_part
 
@@ -47,6 +48,8 @@ def main() -> None:
         config, shapes = checkpoint.config, checkpoint.shapes
         if not config:
             raise InputError(f"{args.checkpoint}: no `config` in the file's metadata")
+        if reason := unknown_family(config, checkpoint.metadata):
+            raise InputError(f"{args.checkpoint}: {reason}")
     problems = report(console, config, shapes)
     if problems:
         raise InputError(f"{args.manifest or args.checkpoint}: {problems} tensors do not fit")

@@ -16,7 +16,7 @@ class LoRARecord:
 
     rank: int | None = None
     alpha: float | None = None  # None where it is the rank
-    cross_timestep: CrossTimestep = "own"  # JustDubit's
+    cross_timestep: CrossTimestep | None = None  # None: as its base wants it
     reference_downscale_factor: int = 1  # for ltx-pipelines: references at full size
     step: int | None = None  # of the training
 

@@ -51,6 +51,11 @@ class TransformerConfig:
         """Of a block and stream: shift, scale and gate of each of what is modulated."""
         return 9 if self.text_modulation else 6
 
+    @property
+    def cross_timestep(self) -> CrossTimestep:
+        """The rule where nobody says another: JustDubit's for LTX-2.0, ltx-core's for LTX-2.3."""
+        return "other_gate" if self.text_modulation else "own"
+
     @classmethod
     def from_metadata(cls, config: dict[str, Any]) -> "TransformerConfig":
         """Read the "transformer" section; absent keys take the reference's defaults.
@@ -119,6 +124,10 @@ _SUPPORTED = {
     "av_cross_ada_norm": True,
     "cross_attention_norm": True,
     "share_ff": False,
+    "ff_bias": True,
+    "audio_ff_bias": True,
+    "use_prompt_adaln_single": True,
+    "use_keyframes_abs_pos_embedding": False,
     "only_cross_attention": False,
     "double_self_attention": False,
 }

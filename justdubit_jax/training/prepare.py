@@ -92,7 +92,7 @@ def prepare_training(
         first_frame_p=run.first_frame_p,
         mask_loss=run.mask_loss,
         isolate=run.isolate,
-        cross_timestep=run.cross_timestep or "own",  # LTX-2.0's, the only one so far
+        cross_timestep=run.cross_timestep or transformer_config.cross_timestep,
         dtype=run.dtype,
         execution=sharding.execution(mesh, run.remat or "full", attend),
     )
