@@ -26,7 +26,8 @@ def get_config() -> config_dict.ConfigDict:
     # LoRA file, or its folder, to start from.
     c.model.load_checkpoint = config_dict.placeholder(str)
     # Whose timesteps modulate the audio-video attention: "own" (JustDubit's trainer), "other"
-    # (ltx-core >= 1.0.0, so today's ltx-pipelines and ComfyUI), or "auto": own for LTX-2.0.
+    # (ltx-core 1.0.0 to 1.1.3, ComfyUI), "other_gate" (scale and shift by the own, the gate by the
+    # other's: ltx-core since 1.1.4), or "auto": own for LTX-2.0, other_gate for LTX-2.3.
     c.model.cross_timestep = "auto"
 
     c.lora = config_dict.ConfigDict()

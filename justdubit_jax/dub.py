@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import math
 import tempfile
+import typing
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from justdubit_jax.errors import InputError, about
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.lora.record import read_record
-from justdubit_jax.models.transformer_config import TransformerConfig
+from justdubit_jax.models.transformer_config import CrossTimestep, TransformerConfig
 from justdubit_jax.sampling.guidance import Prediction, SamplingSettings, guidance_of_both
 from justdubit_jax.weights import keys
 from justdubit_jax.weights.checkpoint import open_checkpoint
@@ -57,10 +58,11 @@ def main(args: argparse.Namespace) -> None:
     check_writable(args.out)
     if note := without_flash():
         console.print(note)
-    checkpoint, settings = open_checkpoint(args.model_path), sampling_settings(args)
+    checkpoint = open_checkpoint(args.model_path)
+    transformer_config = TransformerConfig.from_metadata(checkpoint.config)
+    settings = sampling_settings(args, transformer_config.cross_timestep)
     config = lora_files.config_of(args.lora)
     config = dataclasses.replace(config, alpha=config.alpha * args.lora_strength)
-    transformer_config = TransformerConfig.from_metadata(checkpoint.config)
     with about(args.lora):
         model, _ = lora.adapted_model(transformer_config, config)
     graphdef, shapes, _ = lora.split(model)
@@ -96,8 +98,11 @@ def main(args: argparse.Namespace) -> None:
     console.print(f"wrote {args.out}: {job.frames} frames, {float(job.fps):g} fps")
 
 
-def sampling_settings(args: argparse.Namespace) -> SamplingSettings:
-    """How to sample, by the command's flags."""
+def sampling_settings(args: argparse.Namespace, usual: CrossTimestep) -> SamplingSettings:
+    """How to sample, by the command's flags.
+
+    `usual` is the modulation rule where neither flag nor LoRA file says one.
+    """
     video, audio = guidance_of_both(
         cfg=args.guidance_scale,
         audio_cfg=args.audio_cfg_guidance_scale,
@@ -113,7 +118,7 @@ def sampling_settings(args: argparse.Namespace) -> SamplingSettings:
         video=video,
         audio=audio,
         isolate=not args.no_cross_attention_masking,
-        cross_timestep=args.cross_timestep or read_record(args.lora).cross_timestep,
+        cross_timestep=args.cross_timestep or read_record(args.lora).cross_timestep or usual,
         dtype=default_dtype(),
     )
 
@@ -165,7 +170,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--frame-rate", type=exact_fps, help="25, 29.97, 30000/1001; default: the clip's")
     add("--lora-strength", type=float, default=1.0)
     add("--image", type=Path, help="picture to start from")
-    add("--cross-timestep", choices=("own", "other"), help="default: what the LoRA file says")
+    add(
+        "--cross-timestep",
+        choices=typing.get_args(CrossTimestep),
+        help="default: what the LoRA file says, else as the checkpoint wants it",
+    )
     add("--no-cross-attention-masking", action="store_true", help="as trained without masking")
     args = parser.parse_args(argv)
     if not args.prompt.strip():

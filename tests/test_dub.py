@@ -130,7 +130,8 @@ def test_a_lora_that_does_not_fit_is_named(demo, tmp_path, change, message):
 
 def test_guidance_flags(demo, tmp_path):
     def settings(**change):
-        return dub.sampling_settings(dub.parse_arguments(arguments(demo, tmp_path, **change)))
+        args = dub.parse_arguments(arguments(demo, tmp_path, **change))
+        return dub.sampling_settings(args, "own")
 
     plain = settings()
     assert plain.passes == (PLAIN, NEGATIVE) and plain.video == plain.audio == Guidance(cfg=3.0)
@@ -148,12 +149,15 @@ def test_guidance_flags(demo, tmp_path):
 
 def test_the_rule_of_modulation_is_the_lora_files_unless_it_is_given(demo, tmp_path):
     def rule(**change):
-        return dub.sampling_settings(dub.parse_arguments(arguments(demo, tmp_path, **change)))
+        args = dub.parse_arguments(arguments(demo, tmp_path, **change))
+        return dub.sampling_settings(args, "other_gate")
 
     path, tensors = tmp_path / "other.safetensors", {"a": np.zeros(1)}
     save_file(tensors, path, {"cross_timestep": "other"})
     assert rule().cross_timestep == "own"
     assert rule(lora=path).cross_timestep == "other"
+    save_file(tensors, tmp_path / "bare.safetensors", {})
+    assert rule(lora=tmp_path / "bare.safetensors").cross_timestep == "other_gate"
     assert rule(lora=path, cross_timestep="own").cross_timestep == "own"
     assert rule(cross_timestep="other").cross_timestep == "other"
 

@@ -6,11 +6,12 @@
 
 DIR holds one Orbax tree a part and checkpoint.json (the `config` metadata, and every tensor's
 shape); every command takes it in place of the .safetensors. A manifest is a JSON with `tensors`:
-{key: [dtype, shape]}; its `config` is read from --config, else from the file beside it that is
-named .config.json instead of .manifest.json.
+{key: [dtype, shape]}, gzipped if its name ends in .gz; its `config` is read from --config, else
+from the file beside it that is named .config.json instead of .manifest.json.
 """
 
 import argparse
+import gzip
 import json
 import math
 import shutil
@@ -31,6 +32,7 @@ from justdubit_jax.weights.checkpoint import (
     open_safetensors,
     unowned,
 )
+from justdubit_jax.weights.family import unknown_family
 from justdubit_jax.weights.load import compare, expected, load_weights, parameters
 from justdubit_jax.weights.parts import build_part
 
@@ -46,6 +48,8 @@ def main() -> None:
         config, shapes = checkpoint.config, checkpoint.shapes
         if not config:
             raise InputError(f"{args.checkpoint}: no `config` in the file's metadata")
+        if reason := unknown_family(config, checkpoint.metadata):
+            raise InputError(f"{args.checkpoint}: {reason}")
     problems = report(console, config, shapes)
     if problems:
         raise InputError(f"{args.manifest or args.checkpoint}: {problems} tensors do not fit")
@@ -104,12 +108,16 @@ def convert(checkpoint: SafetensorsCheckpoint, out: Path) -> None:
 def read_manifest(path: Path, config_path: Path | None) -> tuple[dict[str, Any], Shapes]:
     """The config and the shapes of a manifest."""
     if config_path is None:
-        config_path = path.with_name(path.name.replace(".manifest.json", ".config.json"))
+        name = path.name.removesuffix(".gz").replace(".manifest.json", ".config.json")
+        config_path = path.with_name(name)
     try:
-        tensors = json.loads(path.read_text())["tensors"]
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        tensors = json.loads(content)["tensors"]
         shapes = {key: tuple(shape) for key, (_, shape) in tensors.items()}
         return json.loads(config_path.read_text()), shapes
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a manifest with a config beside it: {error}") from None
 
 

@@ -73,7 +73,7 @@ LISTS = {
         "vocoder_23": r"waveform\w*",
     },
 }
-SUPPORTED = ("foundation", "sampling")
+SUPPORTED = ("foundation", "sampling", "ltx23")
 
 # Largest fair max |got - want| / max |want|: thirty times the reference's own float32 error
 # against float64, at least 2e-5. Integers must be equal.
@@ -81,15 +81,20 @@ LIMITS = {
     "audio_mel": 6e-4,
     "audio_vae": 2e-5,
     "cross_mask_19b": 2e-5,
+    "cross_mask_22b": 2e-5,
     "denoise_19b": 4e-5,
     "gemma": 3e-5,
     "lora_19b": 2e-5,
     "text_19b": 2e-5,
+    "text_22b": 2e-5,
     "tokens": 1e-6,
     "train_19b": 8e-5,
     "transformer_19b": 2e-5,
+    "transformer_22b": 2e-5,
     "video_vae_20": 9e-4,  # narrow models, whose pixel norms amplify rounding
+    "video_vae_23": 9e-4,
     "vocoder_20": 2e-5,
+    "vocoder_23": 2e-4,
 }
 # Exceptions of the kind "tokens", absolute: a layout is right or wrong, and rotary angles reach
 # 15,708 rad in float32.

@@ -9,6 +9,7 @@ import json
 import shlex
 import shutil
 import time
+import typing
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from rich.console import Console
 from justdubit_jax import cli, dub, preprocess, train
 from justdubit_jax.data import index, precomputed
 from justdubit_jax.demo.assets import GEMMA_TEXT_CONFIG, make_dataset, make_gemma
-from justdubit_jax.demo.checkpoint import make_checkpoint
+from justdubit_jax.demo.checkpoint import Flavour, make_checkpoint
 from justdubit_jax.devices import sharding
 from justdubit_jax.files import open_tensors
 from justdubit_jax.lora import adapters as lora
@@ -54,7 +55,7 @@ _MADE = (
 )
 
 
-def main(workdir: Path) -> None:
+def main(workdir: Path, flavour: Flavour = "2.0") -> None:
     """Make, preprocess, train, and say what came of it."""
     console = Console(highlight=False, soft_wrap=True)
     started = time.perf_counter()
@@ -67,7 +68,7 @@ def main(workdir: Path) -> None:
     make_gemma(gemma)
     text = GEMMA_TEXT_CONFIG
     width = text["hidden_size"] * (text["num_hidden_layers"] + 1)
-    make_checkpoint(checkpoint, width)
+    make_checkpoint(checkpoint, width, flavour=flavour)
     make_dataset(dataset.parent, SAMPLES)
 
     preprocess_arguments = [
@@ -150,7 +151,14 @@ def remove_made(workdir: Path) -> None:
 def _command() -> None:
     parser = cli.Parser(prog="python -m justdubit_jax.demo", description="The demo.")
     parser.add_argument("--workdir", type=Path, default=Path("outputs/demo"))
-    main(parser.parse_args().workdir)
+    parser.add_argument(
+        "--flavour",
+        choices=typing.get_args(Flavour),
+        default="2.0",
+        help="whose toy: LTX-2.0's or LTX-2.3's",
+    )
+    args = parser.parse_args()
+    main(args.workdir, args.flavour)
 
 
 if __name__ == "__main__":

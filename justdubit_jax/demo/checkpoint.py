@@ -1,9 +1,9 @@
-"""A toy LTX-2 checkpoint: every part, key and config section of the 19B file, at toy width."""
+"""Toy LTX-2 checkpoints: every part, key and config section of the real files, at toy width."""
 
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,9 @@ import numpy as np
 from justdubit_jax.files import save_safetensors
 from justdubit_jax.weights import keys
 from justdubit_jax.weights.load import expected
-from justdubit_jax.weights.parts import build_part
+from justdubit_jax.weights.parts import TEXT_PROJECTIONS, build_part
+
+Flavour = Literal["2.0", "2.3"]  # of which file it is the toy: the 19B's or the 22B's
 
 _TRANSFORMER = {
     "_class_name": "AVTransformer3DModel",
@@ -145,26 +147,86 @@ CONFIG = {
     "vocoder": _VOCODER,
 }
 
+# What LTX-2.3 has instead. Contexts are as wide as the streams that read them.
+_TRANSFORMER_23 = {
+    "apply_gated_attention": True,
+    "connector_apply_gated_attention": True,
+    "caption_projection_first_linear": False,
+    "caption_projection_second_linear": False,
+    "caption_proj_input_norm": False,
+    "connector_learnable_registers_std": 1,
+    "caption_proj_before_connector": True,
+    "audio_connector_attention_head_dim": 8,
+    "audio_connector_num_attention_heads": 4,
+    "cross_attention_adaln": True,
+    "text_encoder_norm_type": "per_token_rms",
+}
+_RESIDUAL = ["res_x", {"num_layers": 1}]
+_DECODER_23 = [
+    *(_RESIDUAL, ["compress_space", {"multiplier": 2}]),
+    *(_RESIDUAL, ["compress_time", {"multiplier": 2}]),
+    *(_RESIDUAL, ["compress_all", {"multiplier": 1}]),
+    *(_RESIDUAL, ["compress_all", {"multiplier": 2}]),
+    _RESIDUAL,
+]
+_GENERATOR_23 = {
+    "resblock": "AMP1",
+    "resblock_kernel_sizes": [3],
+    "resblock_dilation_sizes": [[1, 3, 5]],
+    "stereo": True,
+    "use_tanh_at_final": False,
+    "activation": "snakebeta",
+    "use_bias_at_final": False,
+}
+_VOCODER_23 = {
+    "vocoder": _GENERATOR_23
+    | {
+        "upsample_initial_channel": 64,
+        "upsample_rates": [5, 2, 2, 2, 2, 2],
+        "upsample_kernel_sizes": [11, 4, 4, 4, 4, 4],
+    },
+    "bwe": _GENERATOR_23
+    | {
+        "upsample_initial_channel": 32,
+        "upsample_rates": [6, 5, 2, 2, 2],
+        "upsample_kernel_sizes": [12, 11, 4, 4, 4],
+        "apply_final_activation": False,
+        "input_sampling_rate": 16000,
+        "output_sampling_rate": 48000,
+        "hop_length": 80,
+        "n_fft": 512,
+        "win_size": 512,
+        "num_mels": 64,
+    },
+}
+CONFIG_23 = CONFIG | {
+    "transformer": _TRANSFORMER | _TRANSFORMER_23,
+    "vae": _VAE | {"decoder_blocks": _DECODER_23, "spatial_padding_mode": "zeros"},
+    "vocoder": _VOCODER_23,
+}
 
-def make_checkpoint(path: Path, text_width: int, seed: int = 0) -> Path:
+# By flavour: version, config, and the tensors that no module reads.
+_FLAVOURS: dict[Flavour, tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]] = {
+    "2.0": ("2.0.0", CONFIG, {key: (_VAE["latent_channels"],) for key in keys.UNUSED_STATISTICS}),
+    "2.3": ("2.3.0", CONFIG_23, {keys.UNUSED_FOURIER_ROWS: (514, 1, 512)}),
+}
+
+
+def make_checkpoint(path: Path, text_width: int, seed: int = 0, flavour: Flavour = "2.0") -> Path:
     """Write the checkpoint with random weights for a text encoder of that width x hidden states."""
     rng = np.random.default_rng(seed)
-    aggregate = {
-        "text_embedding_projection.aggregate_embed.weight": (
-            _TRANSFORMER["caption_channels"],
-            text_width,
-        )
-    }
-    shapes = {key: (_VAE["latent_channels"],) for key in keys.UNUSED}
+    version, config, unused = _FLAVOURS[flavour]
+    projection = {key: (0, text_width) for key in TEXT_PROJECTIONS}
+    shapes = dict(unused)
     for part in keys.PARTS.values():
-        shapes |= expected(part, build_part(part, CONFIG, aggregate))
+        shapes |= expected(part, build_part(part, config, projection))
     tensors = {
         key: _random(rng, key, shape).astype(
             np.float32 if key.endswith("scale_shift_table") else jnp.bfloat16
         )
         for key, shape in sorted(shapes.items())
     }
-    metadata = {"config": json.dumps(CONFIG), "model_version": "2.0.0"}
+    metadata = {"config": json.dumps(config), "model_version": version}
     save_safetensors(path, tensors, metadata)
     return path
 

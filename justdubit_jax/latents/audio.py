@@ -8,6 +8,7 @@ from flax import nnx
 
 from justdubit_jax.latents.shapes import Latents, Sound
 from justdubit_jax.models.audio_vae import AudioDecoder, AudioEncoder
+from justdubit_jax.models.bandwidth import BandwidthVocoder
 from justdubit_jax.models.mel import MelConfig, log_mel
 from justdubit_jax.models.vocoder import Vocoder
 from justdubit_jax.weights import keys
@@ -29,7 +30,7 @@ def audio_encoder(checkpoint: Checkpoint) -> Callable[[Sound], Latents]:
 def audio_decoder(checkpoint: Checkpoint) -> tuple[Callable[[Latents], Sound], int]:
     """Normalised latents [c, t, m] to stereo sound, and its sample rate. In float32."""
     decoder: AudioDecoder = load_part(checkpoint, keys.AUDIO_DECODER, jnp.float32)
-    vocoder: Vocoder = load_part(checkpoint, keys.VOCODER, jnp.float32)
+    vocoder: Vocoder | BandwidthVocoder = load_part(checkpoint, keys.VOCODER, jnp.float32)
     decode = nnx.jit(lambda decoder, vocoder, latents: vocoder(decoder(latents)))
 
     def run(latents: Latents) -> Sound:

@@ -34,7 +34,7 @@ def text_encoder(
     config = gemma_model.config
     connectors_model = build_part(keys.CONNECTORS, checkpoint.config, checkpoint.shapes)
     width = config.hidden_size * (len(config.sliding) + 1)
-    if (wanted := connectors_model.aggregate_embed.weight.shape[1]) != width:
+    if (wanted := connectors_model.text_width) != width:
         raise InputError(
             f"{gemma_folder}: hidden states are {config.hidden_size} x {len(config.sliding) + 1} "
             f"= {width} wide, the checkpoint's text projection takes {wanted}"

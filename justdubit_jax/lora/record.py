@@ -16,11 +16,9 @@ class LoRARecord:
 
     rank: int | None = None
     alpha: float | None = None  # None where it is the rank
-    cross_timestep: CrossTimestep = "own"  # JustDubit's
+    cross_timestep: CrossTimestep | None = None  # None: as its base wants it
     reference_downscale_factor: int = 1  # for ltx-pipelines: references at full size
     step: int | None = None  # of the training
-    # Whether cross_timestep stands in the file that this was read from.
-    says_rule: bool = dataclasses.field(default=False, compare=False)
 
     def to_metadata(self) -> dict[str, str]:
         """Strings, as safetensors wants them; what is None is left out."""
@@ -39,7 +37,7 @@ class LoRARecord:
                     raise InputError(
                         f"{source}: metadata {name} is {text!r}, expected {expected}"
                     ) from None
-        return cls(**found, says_rule="cross_timestep" in found)
+        return cls(**found)
 
 
 def read_record(path: Path) -> LoRARecord:

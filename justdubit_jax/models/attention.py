@@ -1,5 +1,6 @@
 """Attention, its rotary angles, and how a machine runs it."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -164,17 +165,32 @@ def apply_rotary(
     return rotated.astype(x.dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """Its inner size, whether heads are gated (LTX-2.3), and the epsilon of its norms."""
+
+    heads: int
+    head_dim: int
+    gated: bool = False
+    eps: float = 1e-6
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+
 class Attention(nnx.Module):
     """Multi-head attention with RMS-normalised queries and keys, as in every LTX-2 block.
 
-    LTX-2.3 adds a per-head gate `to_gate_logits`; its place is between `attention` and `to_out`.
+    A gate, where there is one, scales what each head brings to each query, by 0 to 2.
     """
 
-    def __init__(self, dim: int, context_dim: int, heads: int, head_dim: int, eps: float = 1e-6):
-        inner = heads * head_dim
-        self.heads = heads
+    def __init__(self, dim: int, context_dim: int, config: AttentionConfig):
+        inner, eps = config.width, config.eps
+        self.heads = config.heads
         self.q_norm = RMSNorm(inner, eps)
         self.k_norm = RMSNorm(inner, eps)
+        self.to_gate_logits = Linear(dim, config.heads) if config.gated else None
         self.to_q = Linear(dim, inner)
         self.to_k = Linear(context_dim, inner)
         self.to_v = Linear(context_dim, inner)
@@ -204,4 +220,6 @@ class Attention(nnx.Module):
         out = execution.attention(q, k, v, context_len)
         if values_only is not None:
             out = jnp.where(values_only[:, None, None, None], v, out)
+        if self.to_gate_logits is not None:
+            out = out * (2 * jax.nn.sigmoid(self.to_gate_logits(x)))[..., None]
         return self.to_out[0](out.reshape(*out.shape[:2], -1))

@@ -32,7 +32,10 @@ class Skip(NamedTuple):
 
 
 class Conditioning(NamedTuple):
-    """What a block needs to know of one stream; axis 2 of the modulations is (clean, noisy)."""
+    """What a block needs to know of one stream; axis 2 of the modulations is (clean, noisy).
+
+    `context_modulation` is the text's own, where the model has one: of all its tokens alike.
+    """
 
     is_clean: Bool[Array, "b t"]
     modulation: Float[Array, "b 2 r d"]
@@ -41,6 +44,7 @@ class Conditioning(NamedTuple):
     cross_rope: tuple[Array, Array]
     context: Float[Array, "b s d"]
     context_len: Int[Array, " b"] | None
+    context_modulation: Float[Array, "b 1 2 d"] | None
 
     def select(self, values: Float[Array, "b 2 d"]) -> Float[Array, "b t d"]:
         """Per token, the clean or the noisy value.
@@ -56,18 +60,22 @@ class Stream(nnx.Module):
     """One modality's half of a block.
 
     Rows of `scale_shift_table`: shift, scale, gate of the self-attention, then of the
-    feed-forward. Rows of `cross_scale_shift_table`: scale and shift for audio-to-video, scale and
-    shift for video-to-audio, then the gate of the direction in which this stream is the query.
+    feed-forward, then of the attention to the text where that is modulated; the text itself then
+    has shift and scale in `prompt_scale_shift_table`. Rows of `cross_scale_shift_table`: scale and
+    shift for audio-to-video, scale and shift for video-to-audio, then the gate of the direction in
+    which this stream is the query.
     """
 
     def __init__(self, config: TransformerConfig, stream: StreamConfig):
-        dim, heads, eps = stream.dim, stream.heads, config.norm_eps
-        self.attn1 = Attention(dim, dim, heads, stream.head_dim, eps)
-        self.attn2 = Attention(dim, dim, heads, stream.head_dim, eps)
+        dim = stream.dim
+        self.attn1 = Attention(dim, dim, stream.attention)
+        self.attn2 = Attention(dim, dim, stream.attention)
         self.ff = FeedForward(dim)
-        self.scale_shift_table = Frozen(jnp.zeros((6, dim)))
+        self.scale_shift_table = Frozen(jnp.zeros((config.modulation_rows, dim)))
         self.cross_scale_shift_table = Frozen(jnp.zeros((5, dim)))
-        self.eps = eps
+        modulated = config.text_modulation
+        self.prompt_scale_shift_table = Frozen(jnp.zeros((2, dim))) if modulated else None
+        self.eps = config.norm_eps
 
     def attend(
         self,
@@ -82,10 +90,17 @@ class Stream(nnx.Module):
         update = self.attn1(
             y, y, cond.rope, cond.rope, values_only=values_only, execution=execution
         )
-        x = _add(x, gate, update)
-        # LTX-2.3 modulates this attention too (rows 6-8), and its context (prompt AdaLN).
-        y = rms_norm(x, self.eps)
-        return x + self.attn2(y, cond.context, context_len=cond.context_len, execution=execution)
+        return self._attend_to_text(_add(x, gate, update), cond, execution)
+
+    def _attend_to_text(self, x: Array, cond: Conditioning, execution: Execution) -> Array:
+        y, context, gate = rms_norm(x, self.eps), cond.context, 1
+        if self.prompt_scale_shift_table is not None and cond.context_modulation is not None:
+            shift, scale, gate = self._rows(cond, slice(6, 9))
+            y = _modulate(y, scale, shift)
+            rows = self.prompt_scale_shift_table[...][None, None] + cond.context_modulation
+            context = _modulate(context, rows[:, :, 1], rows[:, :, 0])
+        update = self.attn2(y, context, context_len=cond.context_len, execution=execution)
+        return _add(x, gate, update)
 
     def feed_forward(self, x: Float[Array, "b t d"], cond: Conditioning) -> Float[Array, "b t d"]:
         shift, scale, gate = self._rows(cond, slice(3, 6))
@@ -113,7 +128,7 @@ def _modulate(x: Array, scale: Array, shift: Array) -> Array:
     return (x * (1 + scale) + shift).astype(x.dtype)
 
 
-def _add(x: Array, gate: Array, update: Array) -> Array:
+def _add(x: Array, gate: Array | int, update: Array) -> Array:
     """The gated residual add, rounded once."""
     return (x + gate * update).astype(x.dtype)
 
@@ -122,11 +137,11 @@ class Block(nnx.Module):
     """A video stream, an audio stream, and the attention between them."""
 
     def __init__(self, config: TransformerConfig):
-        video, audio, eps = config.video, config.audio, config.norm_eps
+        video, audio = config.video, config.audio
         self.video = Stream(config, video)
         self.audio = Stream(config, audio)
-        self.audio_to_video = Attention(video.dim, audio.dim, audio.heads, audio.head_dim, eps)
-        self.video_to_audio = Attention(audio.dim, video.dim, audio.heads, audio.head_dim, eps)
+        self.audio_to_video = Attention(video.dim, audio.dim, audio.attention)
+        self.video_to_audio = Attention(audio.dim, video.dim, audio.attention)
 
     def __call__(
         self,

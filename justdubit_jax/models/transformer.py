@@ -95,8 +95,10 @@ class StreamEnds(nnx.Module):
     def __init__(self, config: TransformerConfig, stream: StreamConfig):
         dim = stream.dim
         self.patchify_proj = Linear(stream.in_channels, dim)
-        self.caption_projection = TwoLinears(config.caption_channels, dim)
-        self.adaln_single = AdaLN(dim, rows=6)
+        project, modulate = config.text_projection, config.text_modulation
+        self.caption_projection = TwoLinears(stream.context_dim, dim) if project else None
+        self.prompt_adaln_single = AdaLN(dim, rows=2) if modulate else None
+        self.adaln_single = AdaLN(dim, config.modulation_rows)
         self.cross_adaln = AdaLN(dim, rows=4)
         self.cross_gate_adaln = AdaLN(dim, rows=1)
         self.scale_shift_table = Frozen(jnp.zeros((2, dim)))
@@ -105,19 +107,22 @@ class StreamEnds(nnx.Module):
         self.stream = stream
 
     def enter(
-        self, m: Modality, cross_sigma: Float[Array, "b 2"]
+        self, m: Modality, cross_sigma: Float[Array, "b 2"], cross_gate_sigma: Float[Array, "b 2"]
     ) -> tuple[Float[Array, "b t d"], Conditioning, Float[Array, "b 2 d"]]:
         """Hidden tokens, their conditioning, and the timestep embedding that `leave` wants."""
         config, dtype = self.config, m.latents.dtype
         sigma = jnp.stack([jnp.zeros_like(m.sigma), m.sigma], 1)
         modulation, embedded = self.adaln_single(sigma * config.timestep_scale, dtype)
-        cross = cross_sigma * config.timestep_scale
+        cross_rows, _ = self.cross_adaln(cross_sigma * config.timestep_scale, dtype)
         gate_factor = config.cross_gate_timestep_scale / config.timestep_scale
-        cross_rows, _ = self.cross_adaln(cross, dtype)
-        cross_gate, _ = self.cross_gate_adaln(cross * gate_factor, dtype)
-        context = self.caption_projection(
-            m.context.astype(dtype), lambda x: jax.nn.gelu(x, approximate=True)
-        )
+        cross_gate = cross_gate_sigma * config.timestep_scale * gate_factor
+        cross_gate, _ = self.cross_gate_adaln(cross_gate, dtype)
+        context, context_modulation = m.context.astype(dtype), None
+        if self.caption_projection is not None:
+            context = self.caption_projection(context, lambda x: jax.nn.gelu(x, approximate=True))
+        if self.prompt_adaln_single is not None:
+            own = m.sigma[:, None] * config.timestep_scale
+            context_modulation, _ = self.prompt_adaln_single(own, dtype)
         conditioning = Conditioning(
             is_clean=jnp.arange(m.latents.shape[1])[None] < m.clean_count[:, None],
             modulation=modulation,
@@ -130,6 +135,7 @@ class StreamEnds(nnx.Module):
             ),
             context=context,
             context_len=m.context_len,
+            context_modulation=context_modulation,
         )
         return self.patchify_proj(m.latents), conditioning, embedded
 
@@ -149,7 +155,7 @@ class StreamEnds(nnx.Module):
         middle = (positions[..., 0] + positions[..., 1]) / 2
         config = self.config
         grid = frequency_grid(config.rope_theta, len(max_pos), dim)
-        return rotary_table(middle, max_pos, grid, dim, self.stream.heads)
+        return rotary_table(middle, max_pos, grid, dim, self.stream.attention.heads)
 
 
 _BLOCK_INPUT = "block_input"
@@ -209,9 +215,10 @@ class Transformer(nnx.Module):
         between the modalities: the reference lengths, or (0, 0). `skip` leaves attention out.
         `prepare_block(block, index)` may change each block before it runs (dropout keys).
         """
-        own = cross_timestep == "own"
-        v, v_cond, v_embedded = self.video.enter(video, _cross_sigma(video, audio, own))
-        a, a_cond, a_embedded = self.audio.enter(audio, _cross_sigma(audio, video, own))
+        v_sigmas = _cross_sigmas(video, audio, cross_timestep)
+        a_sigmas = _cross_sigmas(audio, video, cross_timestep)
+        v, v_cond, v_embedded = self.video.enter(video, *v_sigmas)
+        a, a_cond, a_embedded = self.audio.enter(audio, *a_sigmas)
         graphdef, state = nnx.split(self.blocks)
 
         def body(carry: Any, xs: Any) -> Any:
@@ -231,8 +238,15 @@ class Transformer(nnx.Module):
         return self.video.leave(v, v_cond, v_embedded), self.audio.leave(a, a_cond, a_embedded)
 
 
-def _cross_sigma(own: Modality, other: Modality, use_own: bool) -> Float[Array, "b 2"]:
-    """Timesteps (of clean, of noisy tokens) that modulate the audio-video attention, 0..1."""
-    if use_own:
-        return jnp.stack([jnp.zeros_like(own.sigma), own.sigma], 1)
-    return jnp.stack([other.sigma, other.sigma], 1)
+def _cross_sigmas(
+    own: Modality, other: Modality, rule: CrossTimestep
+) -> tuple[Float[Array, "b 2"], Float[Array, "b 2"]]:
+    """Timesteps that modulate the audio-video attention: of scale and shift, and of the gate.
+
+    Each for clean and for noisy tokens, 0..1.
+    """
+    own_sigma = jnp.stack([jnp.zeros_like(own.sigma), own.sigma], 1)
+    other_sigma = jnp.stack([other.sigma, other.sigma], 1)
+    scale_and_shift = other_sigma if rule == "other" else own_sigma
+    gate = own_sigma if rule == "own" else other_sigma
+    return scale_and_shift, gate

@@ -4,39 +4,57 @@ import dataclasses
 from typing import Any, Literal
 
 from justdubit_jax.errors import InputError
+from justdubit_jax.models.attention import AttentionConfig
 
 # Whose timesteps modulate the audio-video attention: the modality's own, per token (JustDubit's
-# trainer and its released LoRA), or the other modality's sigma (ltx-core >= 1.0.0).
-CrossTimestep = Literal["own", "other"]
+# trainer and its released LoRA), the other modality's sigma (ltx-core 1.0.0 to 1.1.3), or the own
+# for scale and shift and the other's for the gate (ltx-core >= 1.1.4).
+CrossTimestep = Literal["own", "other", "other_gate"]
 
 
 @dataclasses.dataclass(frozen=True)
 class StreamConfig:
     """One modality's half of the model."""
 
-    heads: int
-    head_dim: int
+    attention: AttentionConfig
+    context_dim: int  # of the text as it comes
     in_channels: int
     out_channels: int
     max_pos: tuple[float, ...]  # extent of each position axis: seconds, pixel rows, pixel columns
 
     @property
     def dim(self) -> int:
-        return self.heads * self.head_dim
+        return self.attention.width
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes and constants, from the checkpoint's `config` metadata."""
+    """Sizes and constants, from the checkpoint's `config` metadata.
+
+    `text_projection`: the text is projected to each stream's width here, not on the text's side
+    (LTX-2.0). `text_modulation`: timesteps modulate the attention to the text, on both of its sides
+    (LTX-2.3).
+    """
 
     layers: int
     video: StreamConfig
     audio: StreamConfig
-    caption_channels: int
+    text_projection: bool
+    text_modulation: bool
     norm_eps: float
     rope_theta: float
     timestep_scale: float
     cross_gate_timestep_scale: float
+
+    @property
+    def modulation_rows(self) -> int:
+        """Of a block and stream: shift, scale and gate of each of what is modulated."""
+        return 9 if self.text_modulation else 6
+
+    @property
+    def cross_timestep(self) -> CrossTimestep:
+        """The rule where nobody says another: JustDubit's for LTX-2.0, ltx-core's for LTX-2.3."""
+        return "other_gate" if self.text_modulation else "own"
 
     @classmethod
     def from_metadata(cls, config: dict[str, Any]) -> "TransformerConfig":
@@ -51,35 +69,41 @@ class TransformerConfig:
                     f"checkpoint config: transformer.{key} is {section[key]!r}, "
                     f"expected {supported!r}"
                 )
-        for key in ("apply_gated_attention", "cross_attention_adaln"):
-            if section.get(key):
-                raise InputError(
-                    f"checkpoint config: transformer.{key} is set: LTX-2.3 is not supported yet"
-                )
         get = section.get
+        eps, gated = get("norm_eps", 1e-6), get("apply_gated_attention", False)
+        text_projection = not get("caption_proj_before_connector", False)
+
+        def text_channels(attention: AttentionConfig) -> int:
+            return get("caption_channels", 3840) if text_projection else attention.width
+
+        heads, head_dim = get("num_attention_heads", 32), get("attention_head_dim", 128)
+        attention = AttentionConfig(heads, head_dim, gated, eps)
         video = StreamConfig(
-            heads=get("num_attention_heads", 32),
-            head_dim=get("attention_head_dim", 128),
+            attention=attention,
+            context_dim=text_channels(attention),
             in_channels=get("in_channels", 128),
             out_channels=get("out_channels", 128),
             max_pos=tuple(map(float, get("positional_embedding_max_pos", (20, 2048, 2048)))),
         )
+        heads, head_dim = get("audio_num_attention_heads", 32), get("audio_attention_head_dim", 64)
+        attention = AttentionConfig(heads, head_dim, gated, eps)
         audio = StreamConfig(
-            heads=get("audio_num_attention_heads", 32),
-            head_dim=get("audio_attention_head_dim", 64),
+            attention=attention,
+            context_dim=text_channels(attention),
             in_channels=get("audio_in_channels", 128),
             out_channels=get("audio_out_channels", 128),
             max_pos=tuple(map(float, get("audio_positional_embedding_max_pos", (20,)))),
         )
         _check_equal("cross_attention_dim", get("cross_attention_dim", 4096), video.dim)
         _check_equal("audio_cross_attention_dim", get("audio_cross_attention_dim", 2048), audio.dim)
-        _check_equal("audio_num_attention_heads", audio.heads, video.heads)
+        _check_equal("audio_num_attention_heads", heads, video.attention.heads)
         return cls(
             layers=get("num_layers", 48),
             video=video,
             audio=audio,
-            caption_channels=get("caption_channels", 3840),
-            norm_eps=get("norm_eps", 1e-6),
+            text_projection=text_projection,
+            text_modulation=get("cross_attention_adaln", False),
+            norm_eps=eps,
             rope_theta=float(get("positional_embedding_theta", 10000)),
             timestep_scale=float(get("timestep_scale_multiplier", 1000)),
             cross_gate_timestep_scale=float(get("av_ca_timestep_scale_multiplier", 1)),
@@ -100,9 +124,12 @@ _SUPPORTED = {
     "av_cross_ada_norm": True,
     "cross_attention_norm": True,
     "share_ff": False,
+    "ff_bias": True,
+    "audio_ff_bias": True,
+    "use_prompt_adaln_single": True,
+    "use_keyframes_abs_pos_embedding": False,
     "only_cross_attention": False,
     "double_self_attention": False,
-    "caption_proj_before_connector": False,
 }
 
 

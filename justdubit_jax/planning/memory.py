@@ -17,7 +17,7 @@ from justdubit_jax.latents.text import PROMPT_TOKENS
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models.attention import Execution, Remat, xla_attention
 from justdubit_jax.models.tokens import Layout
-from justdubit_jax.models.transformer_config import TransformerConfig
+from justdubit_jax.models.transformer_config import StreamConfig, TransformerConfig
 from justdubit_jax.planning import flops
 from justdubit_jax.planning.flops import StepFlops
 from justdubit_jax.planning.stand_in import flash_stand_in
@@ -81,12 +81,15 @@ def shape_of_size(
     """A sample of that many pixels with a face mask, its reference as long as its target."""
     grid = layout.grid(frames, height, width)
     audio = layout.audio_latent_frames(float(frames / frame_rate))
-    text = PROMPT_TOKENS, config.caption_channels
-    count = math.prod(grid)
+
+    def stream(sizes: StreamConfig, tokens: int, axes: int) -> StreamShape:
+        text = PROMPT_TOKENS, sizes.context_dim
+        return StreamShape(tokens, tokens, sizes.in_channels, axes, *text)
+
     return SampleShape(
         grid=grid,
-        video=StreamShape(count, count, config.video.in_channels, 3, *text),
-        audio=StreamShape(audio, audio, config.audio.in_channels, 1, *text),
+        video=stream(config.video, math.prod(grid), 3),
+        audio=stream(config.audio, audio, 1),
         has_mask=True,
     )
 

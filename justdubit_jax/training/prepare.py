@@ -98,7 +98,7 @@ def prepare_training(
         first_frame_p=run.first_frame_p,
         mask_loss=run.mask_loss,
         isolate=run.isolate,
-        cross_timestep=run.cross_timestep or "own",  # LTX-2.0's, the only one so far
+        cross_timestep=run.cross_timestep or transformer_config.cross_timestep,
         dtype=run.dtype,
         execution=sharding.execution(mesh, run.remat or "full", attend),
     )
@@ -205,7 +205,7 @@ def _check_record(run: Settings, training: Training, file: Path) -> None:
             f"set lora.alpha={config.alpha:g}"
         )
     rule = training.objective.cross_timestep
-    if record.says_rule and record.cross_timestep != rule:
+    if record.cross_timestep not in (None, rule):
         raise InputError(
             f"config: model.load_checkpoint: {file} was trained with model.cross_timestep "
             f"{record.cross_timestep!r}, this run has {rule!r}; set it to the same"

@@ -6,6 +6,7 @@ loaded or written. The validation's part is validation/settings.py's.
 
 import dataclasses
 import re
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -71,7 +72,10 @@ class Settings:
 
 
 # What the values of a config stand for.
-_CROSS_TIMESTEP: Mapping[str, CrossTimestep | None] = {"auto": None, "own": "own", "other": "other"}
+_CROSS_TIMESTEP: Mapping[str, CrossTimestep | None] = {
+    "auto": None,
+    **{rule: rule for rule in typing.get_args(CrossTimestep)},
+}
 _DTYPE = {"bf16": jnp.dtype("bfloat16"), "no": jnp.dtype("float32")}
 _REMAT: Mapping[bool | str, Remat | None] = {
     "auto": None,

@@ -18,6 +18,7 @@ from justdubit_jax.errors import InputError
 from justdubit_jax.files import open_tensors
 from justdubit_jax.models.tokens import Layout
 from justdubit_jax.weights import arrays, keys
+from justdubit_jax.weights.family import unknown_family
 
 
 def checkpoint_config(path: Path) -> dict[str, Any]:
@@ -40,6 +41,7 @@ class SafetensorsCheckpoint:
     paths: tuple[Path, ...]
     config: dict[str, Any]
     shapes: Shapes
+    metadata: Mapping[str, str]  # all of it, as strings
     _file_of: Mapping[str, Path]
 
     @property
@@ -75,7 +77,7 @@ Checkpoint = SafetensorsCheckpoint | OrbaxCheckpoint
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open an LTX-2 checkpoint: a `.safetensors` file or a converted folder.
 
-    Raises InputError if it is neither, or carries no `config` metadata.
+    Raises InputError if it is neither, carries no `config` metadata, or is of another family.
     """
     path = Path(path)
     if path.is_dir():
@@ -88,6 +90,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     checkpoint = open_safetensors([path])
     if not checkpoint.config:
         raise InputError(f"{path}: no `config` in the file's metadata; is it an LTX-2 checkpoint?")
+    if reason := unknown_family(checkpoint.config, checkpoint.metadata):
+        raise InputError(f"{path}: {reason}")
     if unknown := unowned(checkpoint.shapes):
         raise InputError(f"{path}: {len(unknown)} tensors of no known part ({some_of(unknown)})")
     return checkpoint
@@ -125,18 +129,18 @@ def open_gemma(folder: Path) -> SafetensorsCheckpoint:
 
 def open_safetensors(paths: Sequence[Path]) -> SafetensorsCheckpoint:
     """Read the headers of safetensors files; raises InputError with the name of a bad one."""
-    config, shapes, file_of = {}, {}, {}
+    config, shapes, file_of, metadata = {}, {}, {}, {}
     for path in paths:
         with open_tensors(path) as file:
-            metadata = file.metadata() or {}
+            metadata |= (own := file.metadata() or {})
             for key in file.keys():  # noqa: SIM118 (not a dict)
                 shapes[key] = tuple(file.get_slice(key).get_shape())
                 file_of[key] = path
         try:
-            config |= json.loads(metadata.get("config", "{}"))
+            config |= json.loads(own.get("config", "{}"))
         except ValueError as error:
             raise InputError(f"{path}: the file's `config` is not JSON: {error}") from None
-    return SafetensorsCheckpoint(tuple(paths), config, shapes, file_of)
+    return SafetensorsCheckpoint(tuple(paths), config, shapes, metadata, file_of)
 
 
 def some_of(names: Sequence[str], limit: int = 5) -> str:

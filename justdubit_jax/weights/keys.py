@@ -78,7 +78,7 @@ CONNECTORS = Part(
     (
         (_DIT + "video_embeddings_connector.{}", "video_connector.{}"),
         (_DIT + "audio_embeddings_connector.{}", "audio_connector.{}"),
-        ("text_embedding_projection.{}", "{}"),
+        ("text_embedding_projection.{}", "features.{}"),
     ),
 )
 
@@ -138,17 +138,25 @@ PARTS = {
     )
 }
 
-# Tensors of the published 19B file that no module reads, in the reference neither.
-UNUSED = (
+# Tensors of the published files that no module reads, in the reference neither: of the 19B's video
+# VAE, and of the 22B's vocoder, which never goes from a spectrum back to a waveform.
+UNUSED_STATISTICS = (
     "vae.per_channel_statistics.channel",
     "vae.per_channel_statistics.mean-of-stds",
     "vae.per_channel_statistics.mean-of-stds_over_std-of-means",
 )
+UNUSED_FOURIER_ROWS = "vocoder.mel_stft.stft_fn.inverse_basis"
+UNUSED = (*UNUSED_STATISTICS, UNUSED_FOURIER_ROWS)
 
 
 @functools.cache
 def owners(key: str) -> list[str]:
-    """Names of the parts that own a checkpoint key; VAE statistics belong to both halves."""
+    """Names of the parts that own a checkpoint key; VAE statistics belong to both halves.
+
+    None if it is of no known part, or UNUSED.
+    """
+    if key in UNUSED:
+        return []
     if CONNECTORS.path(key):
         return [CONNECTORS.name]
     return [part.name for part in PARTS.values() if part.path(key)]

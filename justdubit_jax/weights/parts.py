@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 
 from justdubit_jax.errors import InputError
 from justdubit_jax.models.audio_vae import AudioDecoder, AudioEncoder, AudioVAEConfig
+from justdubit_jax.models.bandwidth import vocoder
 from justdubit_jax.models.connector import ConnectorConfig, Connectors
 from justdubit_jax.models.gemma import Gemma, GemmaConfig
 from justdubit_jax.models.transformer import Transformer
@@ -18,7 +19,6 @@ from justdubit_jax.models.video_vae import (
     VideoEncoder,
     VideoEncoderConfig,
 )
-from justdubit_jax.models.vocoder import Vocoder, VocoderConfig
 from justdubit_jax.weights import keys
 from justdubit_jax.weights.checkpoint import Checkpoint, Shapes
 from justdubit_jax.weights.keys import Part
@@ -36,10 +36,17 @@ def build_part(part: Part, config: dict[str, Any], shapes: Shapes) -> Any:
 
 
 def _connectors(config: dict[str, Any], shapes: Shapes) -> Connectors:
-    key = "text_embedding_projection.aggregate_embed.weight"
-    if key not in shapes:
-        raise InputError(f"checkpoint: {key} is missing")
-    return Connectors(ConnectorConfig.from_metadata(config, text_width=shapes[key][1]))
+    widths = [shapes[key][1] for key in TEXT_PROJECTIONS if key in shapes]
+    if not widths:
+        raise InputError(f"checkpoint: {' or '.join(TEXT_PROJECTIONS)} is missing")
+    return Connectors(ConnectorConfig.from_metadata(config, widths[0]))
+
+
+# One of them is in every checkpoint: its second axis is the width of the text's hidden states.
+TEXT_PROJECTIONS = (
+    "text_embedding_projection.aggregate_embed.weight",
+    "text_embedding_projection.video_aggregate_embed.weight",
+)
 
 
 _BUILDERS: dict[str, Callable[[dict[str, Any], Shapes], nnx.Module]] = {
@@ -49,6 +56,6 @@ _BUILDERS: dict[str, Callable[[dict[str, Any], Shapes], nnx.Module]] = {
     "video_decoder": lambda c, _: VideoDecoder(VideoDecoderConfig.from_metadata(c)),
     "audio_encoder": lambda c, _: AudioEncoder(AudioVAEConfig.from_metadata(c)),
     "audio_decoder": lambda c, _: AudioDecoder(AudioVAEConfig.from_metadata(c)),
-    "vocoder": lambda c, _: Vocoder(VocoderConfig.from_metadata(c)),
+    "vocoder": lambda c, _: vocoder(c),
     "gemma": lambda c, _: Gemma(GemmaConfig.from_folder_config(c)),
 }

@@ -1,4 +1,4 @@
-"""The golden transformer of two blocks, and what goes into it."""
+"""The golden transformers of two blocks, and what goes into them."""
 
 import functools
 
@@ -18,8 +18,8 @@ REFERENCES = (12, 5)  # tokens of (video, audio)
 
 
 @functools.cache
-def model():
-    checkpoint = golden_checkpoint("transformer_19b")
+def model(file: str = "transformer_19b"):
+    checkpoint = golden_checkpoint(file)
     abstract = build_part(keys.TRANSFORMER, checkpoint.config, checkpoint.shapes)
     return load_weights(checkpoint, keys.TRANSFORMER, abstract, jnp.float32)
 
@@ -31,8 +31,8 @@ run = nnx.jit(
 
 
 @functools.cache
-def inputs(text_mask: bool = True):
-    tensors, _ = load_golden("transformer_19b")
+def inputs(text_mask: bool = True, file: str = "transformer_19b"):
+    tensors, _ = load_golden(file)
 
     def modality(name: str) -> Modality:
         x = {k.partition(f"input.{name}.")[2]: v for k, v in tensors.items()}

@@ -33,7 +33,7 @@ def test_what_is_not_known_is_left_out():
     [
         ("rank", "8.5", "rank is '8.5', expected a whole number"),
         ("alpha", "high", "alpha is 'high', expected a number"),
-        ("cross_timestep", "mine", "cross_timestep is 'mine', expected own or other"),
+        ("cross_timestep", "mine", "cross_timestep is 'mine', expected own or other or other_gate"),
     ],
 )
 def test_bad_metadata_names_the_file(tmp_path, name, text, message):

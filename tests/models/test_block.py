@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from justdubit_jax.models.attention import Attention
+from justdubit_jax.models.attention import Attention, AttentionConfig
 from justdubit_jax.models.block import cross_attention
 
 
 def test_isolated_tokens_take_no_part_in_the_attention_between_modalities():
-    attn = Attention(8, 6, 2, 4)
+    attn = Attention(8, 6, AttentionConfig(2, 4))
     for i, (_, weight) in enumerate(nnx.to_flat_state(nnx.state(attn))):
         weight.set_value(jax.random.normal(jax.random.key(i), weight.shape))
     key = jax.random.key(0)

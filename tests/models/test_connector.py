@@ -10,9 +10,11 @@ from flax import nnx
 from helpers.golden import error, golden_checkpoint, load_golden
 
 from justdubit_jax.errors import InputError
+from justdubit_jax.models.attention import AttentionConfig
 from justdubit_jax.models.connector import ConnectorConfig, Connectors, Tower
 from justdubit_jax.weights import keys
-from justdubit_jax.weights.load import expected, load_weights
+from justdubit_jax.weights.load import expected
+from justdubit_jax.weights.parts import load_part
 
 # The connectors' part of the 19B checkpoint's configuration.
 PUBLISHED = {
@@ -26,14 +28,15 @@ PUBLISHED = {
 TEXT_WIDTH = 3840 * 49
 
 
+def connectors(file):
+    checkpoint = golden_checkpoint(file)
+    model = load_part(checkpoint, keys.CONNECTORS, jnp.float32)
+    return jax.jit(lambda hidden_states, mask: model(hidden_states, mask))
+
+
 @pytest.fixture(scope="module")
 def connect():
-    checkpoint = golden_checkpoint("text_19b")
-    width = checkpoint.shapes["text_embedding_projection.aggregate_embed.weight"][1]
-    config = ConnectorConfig.from_metadata(checkpoint.config, width)
-    abstract = nnx.eval_shape(lambda: Connectors(config))
-    model = load_weights(checkpoint, keys.CONNECTORS, abstract, jnp.dtype("float32"))
-    return jax.jit(lambda hidden_states, mask: model(hidden_states, mask))
+    return connectors("text_19b")
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,15 @@ def test_contexts_match_the_reference(connect, prompt):
     # The golden vectors' floor for float32; the reference's own error is 4e-7.
     assert error(video, golden["expect.long.video_context"]) < 2e-5
     assert error(audio, golden["expect.long.audio_context"]) < 2e-5
+
+
+def test_contexts_of_ltx_2_3_match_the_reference():
+    """Features of each modality, gated connectors of its width."""
+    golden, _ = load_golden("text_22b")
+    hidden_states = np.moveaxis(golden["input.prompt0.hidden_states"], -1, 0)
+    contexts = connectors("text_22b")(hidden_states, golden["input.prompt0.attention_mask"])
+    for name, context in zip(("video", "audio"), contexts, strict=True):
+        assert error(context, golden[f"expect.prompt0.{name}_context"]) < 2e-5
 
 
 def test_samples_do_not_mix_and_padding_is_not_read(connect, prompt):
@@ -81,7 +93,7 @@ def test_length_must_be_a_multiple_of_the_registers(connect, prompt):
 
 def test_published_model_has_its_tensors():
     config = ConnectorConfig.from_metadata({"transformer": PUBLISHED}, TEXT_WIDTH)
-    assert config.audio == config.video == Tower(heads=30, head_dim=128, layers=2)
+    assert config.audio == config.video == Tower(AttentionConfig(30, 128), layers=2)
     shapes = expected(keys.CONNECTORS, nnx.eval_shape(lambda: Connectors(config)))
     assert len(shapes) == 59
     total = sum(math.prod(shape) for shape in shapes.values())
@@ -91,8 +103,8 @@ def test_published_model_has_its_tensors():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("caption_proj_before_connector", True, "LTX-2.3 is not supported yet"),
-        ("connector_apply_gated_attention", True, "LTX-2.3 is not supported yet"),
+        ("caption_proj_before_connector", False, "caption_proj_before_connector is False"),
+        ("caption_proj_input_norm", False, "caption_proj_before_connector is None; expected True"),
         ("rope_type", "interleaved", "expected 'split'"),
         ("connector_positional_embedding_max_pos", [20, 2048], "expected one number"),
         ("audio_connector_num_attention_heads", 15, "width 1920; expected 3840"),

@@ -18,7 +18,7 @@ from justdubit_jax import train
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.models import quant
-from justdubit_jax.models.attention import Execution
+from justdubit_jax.models.attention import AttentionConfig, Execution
 from justdubit_jax.models.layers import Frozen, Linear
 from justdubit_jax.models.transformer import Modality, Transformer
 from justdubit_jax.models.transformer_config import TransformerConfig
@@ -77,8 +77,8 @@ def test_sizes_of_the_19b_model_in_bytes():
     config = dataclasses.replace(
         CONFIG,
         layers=48,
-        video=dataclasses.replace(CONFIG.video, heads=32, head_dim=128),
-        audio=dataclasses.replace(CONFIG.audio, heads=32, head_dim=64),
+        video=dataclasses.replace(CONFIG.video, attention=AttentionConfig(32, 128)),
+        audio=dataclasses.replace(CONFIG.audio, attention=AttentionConfig(32, 64)),
     )
     model = nnx.eval_shape(lambda: Transformer(config))
     numbers = sum(
@@ -128,10 +128,8 @@ def test_the_backward_pass_keeps_no_weight(scheme, remat):
     adapter = lora.LoRAConfig(4, 4, 0.0, ("attn1.to_q", "ff.net.2"))
 
     def compiled(layers):
-        wide = dataclasses.replace(CONFIG.video, heads=4, head_dim=64)
-        sizes = dataclasses.replace(
-            CONFIG, layers=layers, video=wide, audio=dataclasses.replace(CONFIG.audio, heads=4)
-        )
+        wide = dataclasses.replace(CONFIG.video, attention=AttentionConfig(4, 64))
+        sizes = dataclasses.replace(CONFIG, layers=layers, video=wide)
 
         def build():
             model = Transformer(sizes)
@@ -157,7 +155,7 @@ def test_the_backward_pass_keeps_no_weight(scheme, remat):
         return Modality(
             latents=jnp.zeros((1, 2, stream.in_channels)),
             positions=jnp.zeros((1, axes, 2, 2)),
-            context=jnp.zeros((1, 2, CONFIG.caption_channels)),
+            context=jnp.zeros((1, 2, stream.context_dim)),
             sigma=jnp.ones(1),
             clean_count=jnp.zeros(1, jnp.int32),
         )

@@ -12,7 +12,7 @@ from helpers.transformer import LIMIT, REFERENCES, inputs, model, run
 
 from justdubit_jax.models.attention import Execution
 from justdubit_jax.models.block import Skip
-from justdubit_jax.models.transformer import Transformer
+from justdubit_jax.models.transformer import Modality, Transformer
 from justdubit_jax.weights import keys
 from justdubit_jax.weights.load import load_weights, parameters
 from justdubit_jax.weights.parts import build_part
@@ -33,6 +33,44 @@ def test_velocities_equal_the_reference(file, case, options):
     video, audio = run(model(), *inputs(case != "no_text_mask."), **options)
     assert error(video, tensors[f"expect.{case}video_velocity"]) < LIMIT
     assert error(audio, tensors[f"expect.{case}audio_velocity"]) < LIMIT
+
+
+# LTX-2.3: gated heads, modulated attention to the text. Zero times a gate is zero, so an isolated
+# query leaves the bias alone there too.
+FLAVOUR_23 = "transformer_22b"
+
+
+@pytest.mark.parametrize(("file", "case"), [("cross_mask_22b", ""), (FLAVOUR_23, "stg.")])
+def test_velocities_of_ltx_2_3_equal_the_reference(file, case):
+    tensors, _ = load_golden(file)
+    values_only = skip(video_self=(1, 0), audio_self=(1, 0))  # which pass the gate, too
+    options = {"skip": values_only} if case else {"isolated": REFERENCES}
+    given = inputs(file=FLAVOUR_23)
+    video, audio = run(model(FLAVOUR_23), *given, cross_timestep="other", **options)
+    assert error(video, tensors[f"expect.{case}video_velocity"]) < LIMIT
+    assert error(audio, tensors[f"expect.{case}audio_velocity"]) < LIMIT
+
+
+def test_gate_by_the_other_modalitys_sigma():
+    """ltx-core's rule since 1.1.4, on the tokens of Dub-It: references at negative positions."""
+    tensors, _ = load_golden("dubit_22b")
+    sigma = jnp.asarray(tensors["input.sigma"])
+
+    def modality(name: str, reference: str) -> Modality:
+        tokens = [tensors[f"input.{name}.{part}"] for part in (reference, "target")]
+        places = [tensors[f"expect.positions.{name}.{part}"] for part in (reference, "target")]
+        clean = jnp.full(len(sigma), tokens[0].shape[1], jnp.int32)
+        context = jnp.asarray(tensors[f"input.{name}.context"])
+        latents, positions = jnp.concatenate(tokens, 1), jnp.concatenate(places, 2)
+        return Modality(latents, positions, context, sigma, clean)
+
+    given = modality("video", "reference.factor1"), modality("audio", "reference")
+    video, audio = run(model(FLAVOUR_23), *given, cross_timestep="other_gate")
+    want_video, want_audio = (
+        tensors[f"expect.factor1.{name}_velocity"] for name in ("video", "audio")
+    )
+    assert error(video[:, -want_video.shape[1] :], want_video) < LIMIT
+    assert error(audio[:, -want_audio.shape[1] :], want_audio) < LIMIT
 
 
 def test_remat_changes_nothing():

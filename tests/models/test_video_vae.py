@@ -18,6 +18,7 @@ from justdubit_jax.models.video_vae import (
 )
 from justdubit_jax.weights import keys
 from justdubit_jax.weights.load import expected, load_weights
+from justdubit_jax.weights.parts import load_part
 
 # The reference in float32 is 3e-6 from itself in float64 on these narrow models, whose pixel norms
 # over few channels amplify rounding; thirty times that.
@@ -174,3 +175,12 @@ def test_sizes_that_do_not_fit_are_refused():
         abstract_encoder(LTX_2_19B)(jnp.zeros((1, 3, 9, 48, 64)))
     with pytest.raises(InputError, match="got 1 rows x 2 columns, expected at least 2 x 2"):
         abstract_decoder(LTX_2_19B)(jnp.zeros((1, 128, 1, 1, 2)))
+
+
+def test_the_decoder_of_ltx_2_3_equals_the_reference():
+    """Zeros around the pictures; space, time and both are doubled by blocks of their own."""
+    tensors, _ = load_golden("video_vae_23")
+    decoder = load_part(golden_checkpoint("video_vae_23"), keys.VIDEO_DECODER, jnp.float32)
+    video = run(decoder, tensors["input.latent"][:, :, :1])
+    # Thirty times the reference's own error on this narrow model.
+    assert error(video, tensors["expect.decode.f1"]) < 9e-4

@@ -6,21 +6,22 @@ from flax import nnx
 from helpers.golden import error, golden_checkpoint, load_golden
 
 from justdubit_jax.errors import InputError
+from justdubit_jax.models.bandwidth import vocoder
 from justdubit_jax.models.layers import Frozen
 from justdubit_jax.models.vocoder import Upsample, Vocoder, VocoderConfig
 from justdubit_jax.weights import keys
 from justdubit_jax.weights.load import load_weights
 
 CHECKPOINT = golden_checkpoint("vocoder_20")
-CONFIG = VocoderConfig.from_metadata(CHECKPOINT.config)
+CONFIG = VocoderConfig.from_section(CHECKPOINT.config["vocoder"], "vocoder")
 GOLDEN, _ = load_golden("vocoder_20")
 
 run = nnx.jit(lambda model, x: model(x))
 
 
 def load(dtype="float32") -> nnx.Module:
-    vocoder = nnx.eval_shape(lambda: Vocoder(CONFIG))
-    return load_weights(CHECKPOINT, keys.VOCODER, vocoder, jnp.dtype(dtype))
+    model = nnx.eval_shape(lambda: Vocoder(CONFIG))
+    return load_weights(CHECKPOINT, keys.VOCODER, model, jnp.dtype(dtype))
 
 
 @pytest.mark.parametrize("suffix", ["", "_odd"])
@@ -53,26 +54,24 @@ def test_upsampling_is_a_transposed_convolution(kernel, rate):
 
 
 def test_published_sizes():
-    config = VocoderConfig.from_metadata({"vocoder": {"resblock": "1", "stereo": True}})
+    config = VocoderConfig.from_section({"resblock": "1", "stereo": True}, "vocoder")
     assert (config.channels, config.output_sample_rate) == (1024, 24000)
     log_mel = jax.ShapeDtypeStruct((1, 2, 485, 64), jnp.bfloat16)
-    vocoder = nnx.eval_shape(lambda: Vocoder(config))
-    waveform = nnx.eval_shape(lambda model, x: model(x), vocoder, log_mel)
+    model = nnx.eval_shape(lambda: Vocoder(config))
+    waveform = nnx.eval_shape(lambda model, x: model(x), model, log_mel)
     assert waveform.shape == (1, 2, 485 * 240)
-    assert vocoder.output_sample_rate == 24000
+    assert model.output_sample_rate == 24000
 
 
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"vocoder": {}, "bwe": {}}, "LTX-2.3 vocoder not supported yet"),
         ({}, "vocoder.resblock: got None, expected '1'"),
         ({"resblock": "AMP1", "stereo": True}, "vocoder.resblock: got 'AMP1', expected '1'"),
         ({"resblock": "1"}, "vocoder.stereo: got None, expected True"),
-        ({"resblock": "1", "stereo": True, "use_tanh_at_final": False}, "use_tanh_at_final"),
-        ({"resblock": "1", "stereo": True, "use_bias_at_final": False}, "use_bias_at_final"),
+        ({"vocoder": {}, "bwe": {}}, "vocoder.bwe.input_sampling_rate: missing"),
     ],
 )
 def test_other_vocoders_are_refused(section, message):
     with pytest.raises(InputError, match=message):
-        VocoderConfig.from_metadata({"vocoder": section})
+        vocoder({"vocoder": section})

@@ -35,6 +35,7 @@ def test_the_published_run():
     [
         ("model.cross_timestep=other", "cross_timestep", "other"),
         ("model.cross_timestep=own", "cross_timestep", "own"),
+        ("model.cross_timestep=other_gate", "cross_timestep", "other_gate"),
         ("acceleration.mixed_precision_mode=no", "dtype", jnp.dtype("float32")),
         ("acceleration.quantization=int4-quanto", "quantization", "nf4"),
         ("checkpoints.precision=float32", "export_dtype", jnp.dtype("float32")),
@@ -85,7 +86,7 @@ def test_moments_of_bytes_have_no_other_dtype():
         ("model.model_path=", "model.model_path is not given, expected --config.model.model_path="),
         ("model.load_checkpoint=nowhere", "load_checkpoint is 'nowhere', expected a file or fol"),
         ("model.training_mode=full", "training_mode is 'full', expected 'lora': 19B"),
-        ("model.cross_timestep=None", "is 'None', expected one of auto, own, other"),
+        ("model.cross_timestep=None", "is 'None', expected one of auto, own, other, other_gate"),
         ("training_strategy.name=text_to_video", "is 'text_to_video', expected 'justdubit'"),
         ("training_strategy.with_audio=False", "with_audio is False, expected True: dubbing "),
         ("training_strategy.first_frame_conditioning_p=1.1", "is 1.1, expected a number from 0"),

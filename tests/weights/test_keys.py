@@ -1,3 +1,4 @@
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -7,42 +8,61 @@ import pytest
 
 from justdubit_jax.weights import keys
 from justdubit_jax.weights.load import expected
-from justdubit_jax.weights.parts import build_part
+from justdubit_jax.weights.parts import TEXT_PROJECTIONS, build_part
 
-CONFIG = json.loads((Path(__file__).parents[1] / "ltx-2-19b-dev.config.json").read_text())
-# in_features of the 19B's text projection: Gemma 3 12B's 3840 x 49 hidden states.
-AGGREGATE = {"text_embedding_projection.aggregate_embed.weight": (3840, 188160)}
+# in_features of the text projections: Gemma 3 12B's 3840 x 49 hidden states.
+TEXT_WIDTH = 188_160
 
 
-@pytest.fixture(scope="module")
-def full_size():
-    """Checkpoint key -> shape of all parts at 19B, built without memory."""
+@functools.cache
+def full_size(name):
+    """Part -> checkpoint key -> shape, at the published size, built without memory."""
+    config = json.loads((Path(__file__).parents[1] / f"{name}.config.json").read_text())
+    projection = {key: (0, TEXT_WIDTH) for key in TEXT_PROJECTIONS}
     return {
-        name: expected(part, build_part(part, CONFIG, AGGREGATE))
+        name: expected(part, build_part(part, config, projection))
         for name, part in keys.PARTS.items()
     }
 
 
-def test_19b_has_exactly_the_published_keys_and_shapes(full_size):
-    # The fingerprint that DiffSynth-Studio publishes for ltx-2-19b-dev.safetensors: MD5 of the
-    # sorted list of every key, and every key:shape.
-    shapes = {key: (128,) for key in keys.UNUSED}
-    for part in full_size.values():
+@pytest.mark.parametrize(
+    ("name", "unused", "count", "fingerprint"),
+    [
+        (
+            "ltx-2-19b-dev",
+            {key: (128,) for key in keys.UNUSED_STATISTICS},
+            4052,
+            "aca7b0bbf8415e9c98360750268915fc",
+        ),
+        (
+            "ltx-2.3-22b-dev",
+            {keys.UNUSED_FOURIER_ROWS: (514, 1, 512)},
+            5947,
+            "f3a83ecf3995dcc4fae2d27e08ad5767",
+        ),
+    ],
+)
+def test_all_keys_and_shapes_are_the_published_ones(name, unused, count, fingerprint):
+    # The fingerprint that DiffSynth-Studio publishes for the file: MD5 of the sorted list of every
+    # key, and every key:shape.
+    shapes = dict(unused)
+    for part in full_size(name).values():
         shapes |= part
     entries = [f"{key}:{'_'.join(map(str, shape))}" for key, shape in shapes.items()]
     text = ",".join(sorted([*shapes, *entries]))
-    assert len(shapes) == 4052
-    assert hashlib.md5(text.encode()).hexdigest() == "aca7b0bbf8415e9c98360750268915fc"
+    assert len(shapes) == count
+    assert hashlib.md5(text.encode()).hexdigest() == fingerprint
 
 
-def test_transformer_size(full_size):
-    transformer = full_size["transformer"]
+def test_transformer_size():
+    transformer = full_size("ltx-2-19b-dev")["transformer"]
     assert len(transformer) == 3510
     assert sum(int(np.prod(shape)) for shape in transformer.values()) == 18_876_174_592
 
 
-def test_tables_are_bijections(full_size):
-    for name, shapes in full_size.items():
+@pytest.mark.parametrize("checkpoint", ["ltx-2-19b-dev", "ltx-2.3-22b-dev"])
+def test_tables_are_bijections(checkpoint):
+    for name, shapes in full_size(checkpoint).items():
         part = keys.PARTS[name]
         seen = set()
         for key in shapes:

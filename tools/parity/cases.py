@@ -86,13 +86,12 @@ def text(golden: Golden, wanted: Collection[str]) -> Tensors:
 
 
 def video_vae(golden: Golden, wanted: Collection[str]) -> Tensors:
-    encoder = load(golden, keys.VIDEO_ENCODER)
-    decoder = load(golden, keys.VIDEO_DECODER)
+    part = functools.cache(functools.partial(load, golden))
     inputs = golden.inputs
 
     @functools.cache
     def decode(latent: str, frames: int | None) -> np.ndarray:
-        return np.asarray(_apply(decoder, inputs[latent][:, :, :frames]))
+        return np.asarray(_apply(part(keys.VIDEO_DECODER), inputs[latent][:, :, :frames]))
 
     found = {}
     for name in wanted:
@@ -100,7 +99,7 @@ def video_vae(golden: Golden, wanted: Collection[str]) -> Tensors:
         untiled = task.startswith("untiled")
         if task.endswith("encode"):
             video = inputs["tiled_space_video" if what == "space" else "video"]
-            found[name] = _apply(encoder, video[:, :, : _length(what)])
+            found[name] = _apply(part(keys.VIDEO_ENCODER), video[:, :, : _length(what)])
             continue
         video = decode("tiled_latent" if untiled else "latent", _length(what))
         if what == "grid":
@@ -198,13 +197,18 @@ CASES: dict[str, Callable[[Golden, Collection[str]], Tensors]] = {
     "audio_mel": audio_mel,
     "audio_vae": audio_vae,
     "cross_mask_19b": cross_mask,
+    "cross_mask_22b": cross_mask,
     "denoise_19b": denoising,
     "gemma": gemma,
     "lora_19b": lora_forward,
     "text_19b": text,
+    "text_22b": text,
     "tokens": token_layout,
     "train_19b": training,
     "transformer_19b": transformer,
+    "transformer_22b": transformer,
     "video_vae_20": video_vae,
+    "video_vae_23": video_vae,
     "vocoder_20": vocoder,
+    "vocoder_23": vocoder,
 }

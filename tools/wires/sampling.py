@@ -234,7 +234,7 @@ FAULTS = (
     Fault(
         "dub.rule-of-the-file-ignored",
         _DUB,
-        "args.cross_timestep or read_record(args.lora).cross_timestep",
+        "args.cross_timestep or read_record(args.lora).cross_timestep or usual",
         'args.cross_timestep or "other"',
         _FROM_FILES,
     ),
