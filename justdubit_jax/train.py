@@ -58,6 +58,7 @@ from justdubit_jax.training import settings
 from justdubit_jax.training.optimizer import curves
 from justdubit_jax.training.prepare import (
     Training,
+    check_start,
     first_state,
     load_base,
     make_batches,
@@ -88,6 +89,7 @@ def main(config: ConfigDict, fresh: bool = False, term_code: int = 143) -> int:
     groups, held_out = read_data(run, validation.holdout, console)
     source = open_checkpoint(run.model_path)
     training = prepare_training(run, source.config, mesh)
+    check_start(training)
     validation.check_size(training.layout)
     idle = [name for name in keys.PARTS if name != keys.TRANSFORMER.name]
     console.print(f"{run.model_path}: transformer; not needed to train: {', '.join(idle)}")

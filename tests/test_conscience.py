@@ -9,6 +9,7 @@ from PIL import Image
 
 from justdubit_jax import dub, train
 from justdubit_jax.clips.read import read_audio, read_video
+from justdubit_jax.data.samples import group_by_shape
 from justdubit_jax.lora import files as lora_files
 from justdubit_jax.lora.adapters import Weights
 from justdubit_jax.runs.output import RunFolder
@@ -85,4 +86,4 @@ def test_the_logged_loss_is_that_of_the_file(run):
     fixed = FixedLoss(training.objective, training.graphdef, training.layout, mesh)
     _, held_out = train.read_data(chosen, 2)
     weights = Weights(adapters, load_base(training, source))
-    assert logged == {"step": 2, **fixed.mean(weights, train.group_by_shape(held_out))}
+    assert logged == {"step": 2, **fixed.mean(weights, group_by_shape(held_out))}

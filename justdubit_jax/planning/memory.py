@@ -1,10 +1,9 @@
 """What a run needs, read off the compiled step: memory by part, and operations."""
 
 import dataclasses
-import functools
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -120,7 +119,7 @@ def _known_bytes(training: Training, shape: SampleShape) -> dict[str, int]:
     """
     run, state = training.run, training.abstract_state
     lora = _bytes_here(state.adapters)
-    traced = _Traced(training, training.objective, shape)
+    kept = _known("kept", training, training.objective, shape, _kept_bytes)
     return {
         "base": _bytes_here(training.abstract.frozen),
         "lora": lora,
@@ -128,7 +127,7 @@ def _known_bytes(training: Training, shape: SampleShape) -> dict[str, int]:
         "mean": 0 if state.mean is None else _bytes_here(state.mean),
         "batch": run.accumulation * run.batch_size * _bytes(shape.sample()),
         "gradients": lora * (1 if run.accumulation == 1 else 2),
-        "activations": run.batch_size * _kept_bytes(traced),
+        "activations": run.batch_size * int(kept),
     }
 
 
@@ -152,34 +151,34 @@ def sample_flops(training: Training, shape: SampleShape) -> StepFlops:
         objective = dataclasses.replace(
             training.objective, execution=Execution(remat, attend=xla_attention)
         )
-        return _gradient_flops(_Traced(training, objective, shape))
+        return _known("operations", training, objective, shape, _gradient_flops)
 
     return StepFlops(at("none"), at(training.objective.execution.remat))
 
 
-class _Traced:
-    """The loss of a training by an objective, equal to others of which the trace is the same.
-
-    Tracing takes seconds, and a run plans the same loss once for each way to place its step.
-    """
-
-    def __init__(self, training: Training, objective: Objective, shape: SampleShape):
-        self.training, self.objective, self.shape = training, objective, shape
-        arguments = _arguments(training, shape)
-        leaves = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments))
-        self._key = training.graphdef, objective, shape, jax.tree.structure(arguments), leaves
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Traced) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
+# What tracing said of a loss. It takes seconds, and a run plans the same loss once for each way to
+# place its step. Numbers alone: a training would keep its compiled programs alive.
+_KNOWN: dict[Hashable, float] = {}
 
 
-@functools.lru_cache(maxsize=64)
-def _gradient_flops(traced: _Traced) -> float:
-    training, objective, shape = traced.training, traced.objective, traced.shape
+def _known(
+    what: str,
+    training: Training,
+    objective: Objective,
+    shape: SampleShape,
+    trace: Callable[[Training, Objective, SampleShape], float],
+) -> float:
+    """`trace` of a training's loss by an objective, or what it was for one of equal structure."""
+    arguments = _arguments(training, shape)
+    leaves = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments))
+    structure = jax.tree.structure(arguments)
+    key = what, training.graphdef, objective, shape, structure, leaves
+    if key not in _KNOWN:
+        _KNOWN[key] = trace(training, objective, shape)
+    return _KNOWN[key]
 
+
+def _gradient_flops(training: Training, objective: Objective, shape: SampleShape) -> float:
     def gradient(adapters: lora.Adapters, *rest: Any) -> Any:
         return jax.value_and_grad(lambda a: _loss(training, objective, shape, a, *rest))(adapters)
 
@@ -198,11 +197,9 @@ def device_memory() -> int | None:
     return stats.get("bytes_limit")
 
 
-@functools.lru_cache(maxsize=64)
-def _kept_bytes(traced: _Traced) -> int:
+def _kept_bytes(training: Training, objective: Objective, shape: SampleShape) -> int:
     """Bytes per sample that the forward pass keeps for the backward pass: what its vjp closes over
     and is none of the arguments."""
-    training, objective, shape = traced.training, traced.objective, traced.shape
 
     def vjp(adapters: lora.Adapters, *rest: Any) -> Any:
         return jax.vjp(lambda a: _loss(training, objective, shape, a, *rest), adapters)[1]

@@ -29,7 +29,9 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         if jax.process_count() == 1:
-            self._before = {one: signal.signal(one, self._handle) for one in _SIGNALS}
+            # What was started to ignore Ctrl-C, as in the background of a script, goes on to.
+            heard = [one for one in _SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
+            self._before = {one: signal.signal(one, self._handle) for one in heard}
         return self
 
     def __exit__(self, *_: object) -> None:

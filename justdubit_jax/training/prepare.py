@@ -5,7 +5,6 @@ import difflib
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -182,7 +181,6 @@ def first_state(training: Training) -> State:
             file = newest_lora(run.load_checkpoint)
         with about("config: model.load_checkpoint, for lora.rank and lora.target_modules"):
             read = lora_files.read_file(file, shapes)
-        _check_record(run, training, file)
         adapters = sharding.place_whole(read, place.adapters)
     moments = jax.jit(training.optimizer.init, out_shardings=place.moments)(adapters)
     step = jax.jit(lambda: jnp.int32(0), out_shardings=place.step)()
@@ -193,9 +191,16 @@ def first_state(training: Training) -> State:
     return State(adapters, moments, step, mean)
 
 
-def _check_record(run: Settings, training: Training, file: Path) -> None:
-    """Raise InputError for a file that was trained to another scale or rule than this run's."""
-    config, record = lora_files.config_of(file), read_record(file)
+def check_start(training: Training) -> None:
+    """Raise InputError if the LoRA to start from was trained to another scale or rule than this
+    run's."""
+    run = training.run
+    if run.load_checkpoint is None:
+        return
+    with about("config: model.load_checkpoint"):
+        file = newest_lora(run.load_checkpoint)
+    with about("config: model.load_checkpoint, for lora.rank and lora.target_modules"):
+        config, record = lora_files.config_of(file), read_record(file)
     own = run.lora.alpha / run.lora.rank
     if config.rank == run.lora.rank and config.alpha / config.rank != own:
         times = own * config.rank / config.alpha

@@ -12,7 +12,6 @@ from justdubit_jax.models.transformer_config import TransformerConfig
     [
         ("rope_type", "interleaved"),
         ("frequencies_precision", "float32"),
-        ("apply_gated_attention", True),
         ("cross_attention_dim", 41),
     ],
 )

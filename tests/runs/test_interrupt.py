@@ -13,6 +13,14 @@ from justdubit_jax.runs.output import RunFolder
 from justdubit_jax.runs.state import Checkpoints
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Ctrl-C as in a terminal, though the tests may run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_same_command_continues(
     demo, four_steps, tmp_path, monkeypatch, capsys, sent, code
@@ -65,3 +73,10 @@ def test_ctrl_c_ends_at_once_where_there_is_nothing_to_save_and_the_second_time(
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not interrupt.asked

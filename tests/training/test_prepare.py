@@ -14,7 +14,12 @@ from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora.files import newest_lora
 from justdubit_jax.training import settings
-from justdubit_jax.training.prepare import first_state, make_batches, prepare_training
+from justdubit_jax.training.prepare import (
+    check_start,
+    first_state,
+    make_batches,
+    prepare_training,
+)
 from justdubit_jax.weights.checkpoint import checkpoint_config
 
 
@@ -81,10 +86,10 @@ def test_a_lora_of_another_scale_or_rule_is_not_started_from(demo, tmp_path, met
     save_file(tensors, path, metadata)
     training = prepared(demo, tmp_path, f"--config.model.load_checkpoint={path}")
     if message is None:
-        first_state(training)
+        check_start(training)
         return
     with pytest.raises(InputError, match=message):
-        first_state(training)
+        check_start(training)
 
 
 def test_a_folder_to_start_from_has_no_files_of_runs_that_were_moved_aside(demo, tmp_path):
