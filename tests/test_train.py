@@ -146,6 +146,7 @@ def test_keep_last_n_counts_steps_and_files_alike(demo, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out/state").iterdir()) == ["2", "3"]
 
 
+@pytest.mark.deep
 def test_a_run_with_moments_of_bytes_and_another_schedule(demo, tmp_path):
     flags = (
         "--config.optimization.steps=2",

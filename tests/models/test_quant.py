@@ -219,6 +219,7 @@ def test_other_names_are_refused_with_the_list(demo, tmp_path, name):
         settings.read(config(demo, tmp_path, f"--config.acceleration.quantization={name}"))
 
 
+@pytest.mark.deep
 def test_a_run_trains_and_measures_on_a_quantized_base(demo, tmp_path):
     flags = ("--config.acceleration.quantization=nf4", "--config.validation.holdout=1")
     flags += ("--config.optimization.steps=8", "--config.validation.interval=8")

@@ -31,6 +31,7 @@ def test_a_run_is_not_continued_as_another(demo, four_steps, tmp_path, flag):
         train.main(config(demo, output, *FOUR, *EXTRAS, f"--config.{flag}"))
 
 
+@pytest.mark.deep
 def test_harmless_keys_may_change(demo, four_steps, tmp_path, capsys):
     output = tmp_path / "out"
     shutil.copytree(four_steps, output)

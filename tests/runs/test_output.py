@@ -45,6 +45,7 @@ def test_the_best_comes_back_as_it_was_named(tmp_path):
     assert json.loads(folder.best.read_text()) == dataclasses.asdict(best)
 
 
+@pytest.mark.deep
 def test_fresh_moves_the_run_aside(demo, four_steps, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(four_steps, output)
@@ -60,6 +61,7 @@ def test_lora_files_without_their_state_are_not_overwritten(demo, four_steps, tm
         train.main(config(demo, output, *FOUR))
 
 
+@pytest.mark.deep
 def test_the_best_step_is_never_removed(demo, tmp_path):
     flags = (
         *("--config.optimization.steps=4", "--config.checkpoints.interval=1"),

@@ -20,6 +20,7 @@ TINY = (
 )
 
 
+@pytest.mark.deep
 def test_a_step_is_timed_and_counted(tmp_path):
     done = subprocess.run(
         [sys.executable, TOOL, "step", *TINY, "--json", tmp_path / "step.json"],

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from justdubit_jax.runs.output import RunFolder
 
 
-@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("mean", [True, pytest.param(False, marks=pytest.mark.deep)])
 def test_the_export_of_an_earlier_step_is_the_one_made_then(four_steps, tmp_path, mean):
     """While the run saves and removes steps, whose folders are left alone."""
     folder = RunFolder(tmp_path / "run")

@@ -92,6 +92,7 @@ def test_sampling_changes_nothing_in_the_training(demo, without, tmp_path):
     assert (first[:, :, 96:].astype(int) != second[:, :, 96:]).any()  # another seed
 
 
+@pytest.mark.deep
 def test_a_run_killed_while_sampling_continues_from_its_checkpoint(
     demo, without, tmp_path, monkeypatch
 ):

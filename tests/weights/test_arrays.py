@@ -116,6 +116,7 @@ def test_a_converted_checkpoint_is_encoded_like_the_file(tmp_path, scheme):
     equal(loaded(place(2, 4), scheme, converted), loaded(None, scheme))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("scheme", ["nf4"])
 def test_random_weights_run_and_do_not_depend_on_the_devices(scheme):
     def drawn(shardings, dtype=jnp.float32):
