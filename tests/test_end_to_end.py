@@ -164,7 +164,7 @@ def test_validation_draws_its_noise_by_the_seed(validated):
 def test_stages_start_from_what_is_stored(tmp_path):
     """verify_parity's other run, on what the chain made: each stage must make the same of it."""
     found = end_to_end.chained(WORLD, tmp_path)
-    stored = {name: x for name, x in found.items() if not name.startswith("decoded.")}
+    stored = {k: np.asarray(x) for k, x in found.items() if not k.startswith("decoded.")}
     meta = {key: value for key, value in WORLD.golden.meta.items() if key != "every"}
     meta["limit"] = dict.fromkeys(stored, 2e-5)
     golden = dataclasses.replace(WORLD.golden, meta=meta, expect=stored)

@@ -239,6 +239,7 @@ def left_in(folder: Path) -> str:
     return digests.of(json.dumps([names, lines], sort_keys=True), tensors)
 
 
+@pytest.mark.keys
 @pytest.mark.deep
 @pytest.mark.parametrize("key", TRAINED | LEFT)
 def test_another_value_trains_or_leaves_something_else(trained, key):
@@ -248,6 +249,7 @@ def test_another_value_trains_or_leaves_something_else(trained, key):
     jax.clear_caches()  # some forty compiled steps
 
 
+@pytest.mark.keys
 @pytest.mark.deep
 def test_the_same_values_train_the_same(trained, kept):
     first = trained({})
