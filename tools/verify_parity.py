@@ -1,12 +1,14 @@
 """Compare every part of justdubit_jax with golden vectors of the PyTorch reference.
 
-    python tools/verify_parity.py GOLDEN_DIR [--only NAME] [--out DIR]
+    python tools/verify_parity.py GOLDEN_DIR [--only NAME] [--out DIR] [--dtype bfloat16]
 
 A golden file is a .safetensors file with weights under a checkpoint's keys, `input.*` and
 `expect.*` tensors and, in its metadata, `config` and `meta` (settings, and the files that hold
 shared weights and inputs). Its kind is the known name that `meta.component`, or else its own name,
 starts with. All is computed in float32 at the highest matmul precision, on JAX's default device:
-so it also checks a new GPU, or a new version of JAX.
+so it also checks a new GPU, or a new version of JAX. With --dtype bfloat16 the models are run as
+training and dubbing run them on a GPU, and errors are compared with those of such a run of the
+reference.
 
 A folder that holds a whole world instead (expect, checkpoint and lora.safetensors, gemma/ and
 dataset/) is computed by the commands, from file to file: `expect` has each stage from the stored
@@ -27,9 +29,10 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from parity import end_to_end
 from parity.cases import CASES
@@ -96,6 +99,24 @@ LIMITS = {
     "vocoder_20": 2e-5,
     "vocoder_23": 2e-4,
 }
+# With models in bfloat16, |got - want| / |want| as vectors.
+BFLOAT16_LIMITS = {
+    "audio_vae": 3e-2,
+    "cross_mask_19b": 3e-2,
+    "cross_mask_22b": 3e-2,
+    "gemma": 3e-2,
+    "lora_19b": 3e-2,
+    "text_19b": 3e-2,
+    "text_22b": 3e-2,
+    "train_19b": 5e-2,
+    "transformer_19b": 3e-2,
+    "transformer_22b": 3e-2,
+    "video_vae_20": 1e-1,
+    "video_vae_23": 1e-1,
+}
+# Of the training, what a first step has: AdamW's step is about as long for a wrong sign.
+BFLOAT16_TRAINING = r"at_start\..*|step0\.(?!param|video_prediction|audio_prediction).*"
+
 # Exceptions of the kind "tokens", absolute: a layout is right or wrong, and rotary angles reach
 # 15,708 rad in float32.
 TOKEN_LIMITS = {r"\w+_(tokens|positions).*": 0.0, r"rope\..*": 1e-5}
@@ -133,19 +154,23 @@ def compare(golden: Golden, kind: str, wanted: Sequence[str], got: Tensors) -> I
         elif match := re.fullmatch(r"(step\d+)\.(grad|param)\.(.+)", name):
             parameters[match[1], match[2]][match[3]] = name
         else:
-            yield Row(name, *measure(kind, name, got[name], want))
+            yield Row(name, *measure(golden, kind, name, got[name]))
     for (step, what), names in parameters.items():
         if what == "param":
             yield from parameter_rows(golden, step, names, got)
             continue
-        rows = [Row(key, *measure(kind, n, got[n], golden.expect[n])) for key, n in names.items()]
+        rows = [Row(key, *measure(golden, kind, n, got[n])) for key, n in names.items()]
         worst = max(rows, key=lambda row: (np.isnan(row.error), row.error))
         note = f"worst of {len(rows)}: {worst.tensor}"
         yield Row(f"{step}.grad.*", worst.error, worst.limit, note)
 
 
-def measure(kind: str, name: str, got: np.ndarray, want: np.ndarray) -> tuple[float, float]:
+def measure(golden: Golden, kind: str, name: str, got: np.ndarray) -> tuple[float, float]:
     """Error of one tensor, and its limit."""
+    want = golden.expect[name]
+    if golden.dtype == jnp.bfloat16:
+        difference = np.linalg.norm((got.astype(np.float64) - want).ravel())
+        return float(difference / np.linalg.norm(want.ravel())), BFLOAT16_LIMITS[kind]
     error = float(np.abs(got.astype(np.float64) - want).max(initial=0))
     if want.dtype.kind in "iub":
         return error, 0.0
@@ -171,11 +196,28 @@ def parameter_rows(golden: Golden, step: str, names: dict[str, str], got: Tensor
             yield Row(f"{step}.param.*, {group} group, {what}", value, limit, note)
 
 
-def verify(path: Path, out: Path | None) -> collections.Counter[str]:
+def asked(golden: Golden, kind: str | None) -> list[str]:
+    """The tensors that are compared."""
+    names = [n for n in sorted(golden.expect) if asked_by(kind, n) in SUPPORTED]
+    if golden.dtype != jnp.bfloat16:
+        return names
+    if kind not in BFLOAT16_LIMITS:
+        return []
+    names = [n for n in names if golden.expect[n].dtype.kind == "f"]
+    return [n for n in names if kind != "train_19b" or re.fullmatch(BFLOAT16_TRAINING, n)]
+
+
+def compute(golden: Golden, kind: str, wanted: Sequence[str]) -> Tensors:
+    """The tensors that can be made of those that are compared, in the types of the expectations."""
+    found = CASES[kind](golden, wanted) if wanted else {}
+    return {n: np.asarray(found[n]).astype(golden.expect[n].dtype) for n in wanted if n in found}
+
+
+def verify(path: Path, out: Path | None, dtype: Any) -> collections.Counter[str]:
     """Compute, compare, print and write one file; returns how often each verdict was given."""
     start = time.perf_counter()
     try:
-        golden = Golden.read(path)
+        golden = Golden.read(path, dtype)
     except InputError as error:
         return failed(path, error)
     kind, names = kind_of(golden), sorted(golden.expect)
@@ -183,12 +225,11 @@ def verify(path: Path, out: Path | None) -> collections.Counter[str]:
         print(f"\n{path.stem}: {'unknown' if names else 'nothing expected'}, not compared")
         return collections.Counter()
     lists = {name: asked_by(kind, name) for name in names}
-    wanted = [name for name in names if lists[name] in SUPPORTED]
+    wanted = asked(golden, kind)
     tally: collections.Counter[str] = collections.Counter()
     got: Tensors = {}
     try:
-        found = CASES[kind](golden, wanted) if wanted else {}
-        got = {n: np.asarray(found[n]).astype(golden.expect[n].dtype) for n in wanted if n in found}
+        got = compute(golden, kind, wanted)
         rows = list(compare(golden, kind, wanted, got))
         tally.update(row.verdict for row in rows)
         print(f"\n{path.stem} ({time.perf_counter() - start:.1f} s)", *rows, sep="\n  ")
@@ -197,7 +238,7 @@ def verify(path: Path, out: Path | None) -> collections.Counter[str]:
     if out is not None and wanted:
         save_safetensors(out / path.name, {f"expect.{name}": x for name, x in got.items()}, {})
     for name in names:
-        if lists[name] and name not in wanted:
+        if lists[name] and lists[name] not in SUPPORTED:
             tally["not supported yet"] += 1
             print(f"  {name:{WIDTH}} {'-':>8} {'-':>8}  not supported yet ({lists[name]})")
     if others := list(lists.values()).count(None):
@@ -236,11 +277,13 @@ def failed(path: Path, error: Exception) -> collections.Counter[str]:
 
 
 class Arguments(NamedTuple):
-    """The command line: a folder, the one file or run of it that is asked for, where to write."""
+    """The command line: a folder, the one file or run of it that is asked for, where to write, in
+    what models are run."""
 
     folder: Path
     only: str | None
     out: Path | None
+    dtype: Any
 
 
 def parse() -> Arguments:
@@ -249,8 +292,11 @@ def parse() -> Arguments:
     parser.add_argument("folder", metavar="GOLDEN_DIR", type=Path)
     parser.add_argument("--only", metavar="NAME", help="one file, without .safetensors; or run")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where to write what was computed")
-    arguments = parser.parse_args()
-    folder, only, out = Arguments(arguments.folder, arguments.only, arguments.out)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    given = parser.parse_args()
+    folder, only, out, dtype = arguments = Arguments(
+        given.folder, given.only, given.out, jnp.dtype(given.dtype)
+    )
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     if not any(only in (None, name) for name in names_in(folder)):
@@ -262,7 +308,9 @@ def parse() -> Arguments:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--out {out}: {error.strerror}") from None
-    return Arguments(folder, only, out)
+    if dtype == jnp.bfloat16 and end_to_end.recognised(folder):
+        raise InputError(f"--dtype bfloat16: {folder} is of files to files, compared in float32")
+    return arguments
 
 
 def names_in(folder: Path) -> list[str]:
@@ -273,18 +321,18 @@ def names_in(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    folder, only, out = parse()
+    folder, only, out, dtype = parse()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[attr-defined]
     jax.config.update("jax_default_matmul_precision", "highest")
     device = jax.devices()[0]
-    print(f"jax {jax.__version__} on {device.platform} ({device.device_kind}), float32\n")
+    print(f"jax {jax.__version__} on {device.platform} ({device.device_kind}), {dtype}\n")
     print(f"  {'tensor':{WIDTH}} {'error':>8} {'limit':>8}  verdict")
     if end_to_end.recognised(folder):
         tally = verify_world(folder, only, out)
     else:
         names = [name for name in names_in(folder) if only in (None, name)]
         paths = [folder / f"{name}.safetensors" for name in names]
-        tally = sum((verify(path, out) for path in paths), collections.Counter())
+        tally = sum((verify(path, out, dtype) for path in paths), collections.Counter())
     print("\n" + ", ".join(f"{count} {verdict}" for verdict, count in sorted(tally.items())))
     if tally["FAIL"]:
         sys.exit(1)

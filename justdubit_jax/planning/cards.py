@@ -153,6 +153,12 @@ def read_card(name: str) -> Card:
         raise InputError(f"{path}: not a description of a card: {reason}") from None
 
 
+def card_of(kind: str) -> Card | None:
+    """The card of the table that a device's kind, as the driver names it, is of."""
+    cards = (Card(**values) for values in tomllib.loads(TABLE.read_text()).values())
+    return next((card for card in cards if f"{card.name} ".startswith(f"{kind} ")), None)
+
+
 def _own(values: Mapping[str, Any]) -> Card:
     (first, *others) = values.values() or (None,)
     if isinstance(first, dict) and not others:  # as in the table, under a name

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from benchmarks import size as sizes
@@ -20,7 +20,10 @@ from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora import adapters as lora
 from justdubit_jax.planning import flops
-from justdubit_jax.planning.memory import program_bytes, sample_flops
+from justdubit_jax.planning.cards import Card, card_of
+from justdubit_jax.planning.estimate import Estimate, estimate
+from justdubit_jax.planning.memory import compile_step, device_memory, sample_flops
+from justdubit_jax.planning.remat import keeping_what_fits
 from justdubit_jax.training.optimizer import KINDS
 from justdubit_jax.training.prepare import first_state, place_batch, prepare_training
 from justdubit_jax.weights import keys
@@ -30,7 +33,7 @@ from justdubit_jax.weights.load import random_weights
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     sizes.add_arguments(parser)
     add = parser.add_argument
-    add("--remat", choices=tuple(_REMAT), default="full", help="what the backward pass recomputes")
+    add("--remat", choices=tuple(_REMAT), default="auto", help="what the backward pass recomputes")
     add("--quantization", help="of the frozen weights: int8, fp8, nf4")
     add("--optimizer", choices=KINDS, default="adamw")
     add("--peer", choices=("torch",), help="the torch trainer's step too, in turns with ours")
@@ -38,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 # --remat -> optimization.enable_gradient_checkpointing
-_REMAT = {"full": True, "none": False} | {
+_REMAT = {"auto": "auto", "full": True, "none": False} | {
     name: name for name in ("attention", "keys", "queries", "offload")
 }
 
@@ -51,23 +54,26 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         remat = args.remat != "none"
         peer = stack.enter_context(Peer(args.peer_python, size, remat)) if args.peer else None
-        ours_step = Step(size, args)
+        ours_step = Step(size, Options(args.remat, args.quantization, args.optimizer))
         turns = [ours_step.run] + ([peer.run] if peer else [])
         for run in 2 * turns:  # not timed: first runs allocate, and choose among algorithms
             run()
         times = [[run() for run in turns] for _ in range(args.runs)]
     ours, *theirs = (statistics.median(column) for column in zip(*times, strict=True))
     work = sample_flops(ours_step.training, size.shape)
+    card = card_of(jax.devices()[0].device_kind)
+    expected = ours_step.estimate(card).seconds if card else None
     rate = size.batch * work.model / ours
     peak = flops.peak_flops(jax.devices()[0].device_kind)
     memory, source = ours_step.memory()
     result = {
         "size": dataclasses.asdict(size),
-        "remat": args.remat,
+        "remat": ours_step.training.objective.execution.remat,
         "quantization": ours_step.settings.quantization,
         "optimizer": args.optimizer,
         "compile_seconds": ours_step.compile_seconds,
         "step_seconds": ours,
+        "estimated_seconds": expected,
         "step_seconds_all": [row[0] for row in times],
         "model_tflop": size.batch * work.model / 1e12,
         "tflop_with_recompute": size.batch * work.total / 1e12,
@@ -75,7 +81,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "mfu": rate / peak if peak else None,
         "peak_memory_gb": memory / 1e9,
         "peak_memory_source": source,
-        "loss": ours_step.loss,
+        "loss": ours_step.metrics["loss"],
     }
     if peer:
         result |= {
@@ -88,45 +94,66 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+class Options(NamedTuple):
+    """Of a step: what is recomputed, a scheme of the frozen weights, the optimizer, devices that
+    share one copy."""
+
+    remat: str = "auto"
+    quantization: str | None = None
+    optimizer: str = "adamw"
+    fsdp: int = 1
+
+
 class Step:
     """The jitted step that training runs, compiled for a size, with its state and a batch."""
 
-    def __init__(self, size: Size, args: argparse.Namespace):
-        keys_given = {
-            "optimization.enable_gradient_checkpointing": _REMAT[args.remat],
-            "optimization.optimizer_type": args.optimizer,
-            "acceleration.quantization": args.quantization,
-        }
-        self.settings = run = size.settings(keys_given)
+    def __init__(self, size: Size, options: Options):
+        self.settings = run = size.settings(
+            {
+                "optimization.enable_gradient_checkpointing": _REMAT[options.remat],
+                "optimization.optimizer_type": options.optimizer,
+                "acceleration.quantization": options.quantization,
+                "mesh.fsdp": options.fsdp,
+            }
+        )
         mesh = sharding.make_mesh(*run.mesh)
-        self.training = training = prepare_training(run, size.config, mesh)
+        start = time.perf_counter()
+        training, program = prepare_training(run, size.config, mesh), None
+        if run.remat is None:
+            training, program = keeping_what_fits(training, size.shape, device_memory())
+        self.training = training
+        self.program = program or compile_step(training, size.shape)
+        self.compile_seconds = time.perf_counter() - start
         model, _ = lora.adapted_model(training.config, run.lora)
         place = functools.partial(sharding.weight, mesh)
         key = jax.random.key(0)
         loaded = random_weights(keys.TRANSFORMER, model, key, run.dtype, place, run.quantization)
         self._frozen = lora.split(loaded)[2]
         self._state = first_state(training)
-        self._batch = place_batch(training, sizes.random_batch(size))
+        samples = size.batch * mesh.size
+        batch = sizes.random_batch(dataclasses.replace(size, batch=samples))
+        self._batch = place_batch(training, batch)
         jax.block_until_ready((self._state, self._frozen, self._batch))
-        start = time.perf_counter()
-        self._step = training.lower(size.shape).compile()
-        self.compile_seconds = time.perf_counter() - start
-        self.loss = float("nan")
+        self.metrics: dict[str, float] = {}
 
     def run(self) -> float:
         """Seconds of one step, until all of its results are there."""
         start = time.perf_counter()
-        self._state, metrics = self._step(self._state, self._frozen, self._batch)
+        self._state, metrics = self.program.run(self._state, self._frozen, self._batch)
         jax.block_until_ready((self._state, metrics))
         seconds = time.perf_counter() - start
-        self.loss = float(metrics["loss"])
+        self.metrics = {name: float(value) for name, value in metrics.items()}
         return seconds
 
     def memory(self) -> tuple[float, str]:
         """Peak bytes and who says so: the device, XLA's plan of the step, or the process."""
         if (peak := sizes.device_peak()) is not None:
             return peak, "device"
-        return program_bytes(self._step), "XLA's plan"
+        return self.program.plan.memory.total, "XLA's plan"
+
+    def estimate(self, card: Card) -> Estimate:
+        """What the planner takes the compiled step for on a card."""
+        return estimate(self.program.run.as_text() or "", card, self.training.mesh.size)
 
 
 class Peer:

@@ -48,15 +48,15 @@ def audio_vae(golden: Golden, wanted: Collection[str]) -> Tensors:
     mel_config = mel.MelConfig.from_metadata(golden.weights.config)
     encoder = load(golden, keys.AUDIO_ENCODER)
     decoder = load(golden, keys.AUDIO_DECODER)
-    found, inputs = {}, golden.inputs
+    found, inputs, cast = {}, golden.inputs, golden.cast
     for name in wanted:
         task, _, what = name.partition(".")
         if task == "encode_waveform":
-            found[name] = _apply(encoder, _log_mel(inputs["waveform_16k"], mel_config))
+            found[name] = _apply(encoder, cast(_log_mel(inputs["waveform_16k"], mel_config)))
         elif task == "encode":
-            found[name] = _apply(encoder, inputs["mel"][:, :, : _length(what)])
+            found[name] = _apply(encoder, cast(inputs["mel"][:, :, : _length(what)]))
         else:
-            found[name] = _apply(decoder, inputs["latent"][:, :, : _length(what)])
+            found[name] = _apply(decoder, cast(inputs["latent"][:, :, : _length(what)]))
     return found
 
 
@@ -79,7 +79,7 @@ def text(golden: Golden, wanted: Collection[str]) -> Tensors:
     for prompt in sorted({name.rpartition(".")[0] for name in wanted}):
         states = np.moveaxis(golden.inputs[f"{prompt}.hidden_states"], -1, 0)
         mask = golden.inputs[f"{prompt}.attention_mask"]
-        video, audio = _apply(model, states, mask)
+        video, audio = _apply(model, golden.cast(states), mask)
         found |= {f"{prompt}.video_context": video, f"{prompt}.audio_context": audio}
         found[f"{prompt}.mask"] = np.ones_like(mask)  # registers fill the padding
     return found
@@ -91,7 +91,8 @@ def video_vae(golden: Golden, wanted: Collection[str]) -> Tensors:
 
     @functools.cache
     def decode(latent: str, frames: int | None) -> np.ndarray:
-        return np.asarray(_apply(part(keys.VIDEO_DECODER), inputs[latent][:, :, :frames]))
+        latents = golden.cast(inputs[latent][:, :, :frames])
+        return np.asarray(_apply(part(keys.VIDEO_DECODER), latents), np.float32)
 
     found = {}
     for name in wanted:
@@ -99,7 +100,9 @@ def video_vae(golden: Golden, wanted: Collection[str]) -> Tensors:
         untiled = task.startswith("untiled")
         if task.endswith("encode"):
             video = inputs["tiled_space_video" if what == "space" else "video"]
-            found[name] = _apply(part(keys.VIDEO_ENCODER), video[:, :, : _length(what)])
+            found[name] = _apply(
+                part(keys.VIDEO_ENCODER), golden.cast(video[:, :, : _length(what)])
+            )
             continue
         video = decode("tiled_latent" if untiled else "latent", _length(what))
         if what == "grid":
@@ -115,7 +118,8 @@ def video_vae(golden: Golden, wanted: Collection[str]) -> Tensors:
 
 def vocoder(golden: Golden, wanted: Collection[str]) -> Tensors:
     model = load(golden, keys.VOCODER)
-    return {name: _apply(model, golden.inputs[name.replace("waveform", "mel")]) for name in wanted}
+    mels = {name: golden.inputs[name.replace("waveform", "mel")] for name in wanted}
+    return {name: _apply(model, golden.cast(mel)) for name, mel in mels.items()}
 
 
 def token_layout(golden: Golden, wanted: Collection[str]) -> Tensors:

@@ -44,16 +44,21 @@ class Golden:
     path: Path
     meta: Mapping[str, Any]
     expect: Tensors
+    dtype: Any = jnp.float32  # in which models are run; what is expected is of float32
 
     @classmethod
-    def read(cls, path: Path) -> "Golden":
+    def read(cls, path: Path, dtype: Any = jnp.float32) -> "Golden":
         """Raises InputError if the file is not readable."""
         try:
             with open_tensors(path, "golden file") as file:
                 meta = json.loads((file.metadata() or {}).get("meta", "{}"))
-            return cls(path, meta, read(path, "expect."))
+            return cls(path, meta, read(path, "expect."), dtype)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}: `meta` is not JSON: {error}") from None
+
+    def cast(self, x: Any) -> Any:
+        """A model's input in the dtype in which models are run."""
+        return jnp.asarray(x).astype(self.dtype)
 
     @functools.cached_property
     def inputs(self) -> dict[str, Any]:
@@ -83,7 +88,7 @@ def read(path: Path, prefix: str) -> Tensors:
 def load(golden: Golden, part: keys.Part) -> Any:
     source = golden.weights
     model = build_part(part, source.config, source.shapes)
-    return load_weights(source, part, model, jnp.float32)
+    return load_weights(source, part, model, golden.dtype)
 
 
 def load_transformer(golden: Golden, adapted: bool = False) -> Transformer:
@@ -99,7 +104,7 @@ def load_transformer(golden: Golden, adapted: bool = False) -> Transformer:
         return model
 
     model = nnx.eval_shape(build)
-    return load_weights(golden.weights, keys.TRANSFORMER, model, jnp.float32)
+    return load_weights(golden.weights, keys.TRANSFORMER, model, golden.dtype)
 
 
 def modality(golden: Golden, name: str, text_mask: bool) -> Modality:
@@ -111,7 +116,7 @@ def modality(golden: Golden, name: str, text_mask: bool) -> Modality:
     if (timesteps != expected).any():
         raise InputError(f"input.{name}.timesteps: expected zeros, then input.{name}.sigma")
     length = context_len(golden, name) if text_mask else None
-    return Modality(latent, positions, context, sigma, clean, length)
+    return Modality(golden.cast(latent), positions, context, sigma, clean, length)
 
 
 def references(golden: Golden, name: str) -> int:

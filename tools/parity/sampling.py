@@ -91,7 +91,7 @@ def _settings(golden: Golden, variant: str) -> SamplingSettings:
         audio=audio,
         isolate="cross_mask" in variant,
         cross_timestep="own" if "per_token_cross" in variant else "other",
-        dtype=jnp.float32,
+        dtype=golden.dtype,
         batched=True,
     )
 

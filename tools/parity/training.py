@@ -93,7 +93,7 @@ def _make_step(
             mask_loss=MaskLoss(*weights, use_soft_masks=False),
             isolate=True,
             cross_timestep=rule,
-            dtype=jnp.float32,
+            dtype=golden.dtype,
         )
         masked = batch._replace(face_mask=face)
         total, terms = objective.loss(recorded, masked, draw, (1, 1, frame_tokens))
