@@ -52,9 +52,10 @@ def sections(args: argparse.Namespace) -> dict[str, Callable[[], Iterator[Row]]]
 def main() -> None:
     args = parse_arguments()
     if args.one is not None:
-        found: list[Row] = []
+        found, start = list[Row](), time.monotonic()
         for row in sections(args)[args.one]():
-            found.append(row)  # written after each: it may be stopped
+            found.append(row)  # written and said after each: it may be stopped
+            print(f"  {time.monotonic() - start:.0f} s  {row.what}: {row.got}", flush=True)
             args.result.write_text(as_json([Section(args.one, 0.0, tuple(found))]))
         return
     until = time.monotonic() + 60 * args.minutes
@@ -107,7 +108,7 @@ def parse_arguments() -> argparse.Namespace:
         prog="python tools/check_gpu.py", description=str(__doc__).partition("\n")[0]
     )
     add = parser.add_argument
-    add("--minutes", type=cli.positive, default=10, help="in all; later parts are left out")
+    add("--minutes", type=float, default=10, help="in all; later parts are left out")
     add("--only", nargs="+", metavar="SECTION", help="these parts alone")
     add("--runs", type=cli.positive, default=20, help="timed training steps")
     add("--golden", type=Path, metavar="DIR", help="golden vectors; default: those of tests/")

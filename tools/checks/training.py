@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
@@ -69,13 +70,31 @@ def by_kind(seen: list[Run], estimate: Estimate, card: Card | None) -> Iterator[
     kinds = {kernel.name: kernel.kind for kernel in estimate.kernels}
     measured: dict[str, float] = defaultdict(float)
     for run in seen:
-        measured[kinds.get(run.instruction, "others")] += run.seconds
+        measured[kinds.get(run.instruction) or kind_of(run.name)] += run.seconds
     for share in estimate.by_kind():
         if share.what in measured:
             expected = 1e3 * share.seconds if card else None
             yield Row(share.what, 1e3 * measured.pop(share.what), "ms a step", expected=expected)
-    if measured:
-        yield Row("other kernels", 1e3 * sum(measured.values()), "ms a step")
+    for name, seconds in measured.items():
+        yield Row(name, 1e3 * seconds, "ms a step")
+
+
+# Of kernels in a command buffer the profiler tells no instruction. The planner's kinds by the names
+# that the libraries and XLA give to kernels, the first that is found.
+_NAMES = (
+    ("attention backward", r"bprop|cudnn::fusion::"),
+    ("attention", r"sdpa"),
+    ("product (not cuBLAS)", r"^gemm_fusion"),
+    ("product", r"^nvjet|gemm|cutlass|splitK"),
+    ("async copy", r"^memcpy"),
+    ("convolution", r"conv(?!ert)|fprop|dgrad"),
+    ("fusion", r"fusion|wrapped|^loop|^input"),
+)
+
+
+def kind_of(name: str) -> str:
+    """The planner's kind of a kernel by its name."""
+    return next((kind for kind, words in _NAMES if re.search(words, name)), "other kernels")
 
 
 def largest_that_fits() -> Size:
