@@ -10,14 +10,14 @@ from justdubit_jax.errors import InputError
 
 TABLE = Path(__file__).with_name("cards.toml")
 
-# What a card reaches of its peak in bfloat16: products of this size by cuBLAS, flash attention and
-# its gradient by cuDNN, convolutions (assumed). Of an H100 SXM these are 800, 550, 450 and 500
-# TFLOP/s, as users of it report; of the other cards nothing better is known here.
-_PRODUCTS, _FLASH, _FLASH_GRADIENT, _CONVOLUTIONS = 800 / 989, 550 / 989, 450 / 989, 500 / 989
+# What a card reaches of its peak in bfloat16: products of a step by cuBLAS, flash attention and its
+# gradient by cuDNN. Of an H100 SXM and an H200 these were 775 and 708, 606 and 593, 475 and 467
+# TFLOP/s (docs/gpu-record.md); convolutions are assumed. Of other cards nothing better is known.
+_PRODUCTS, _FLASH, _FLASH_GRADIENT, _CONVOLUTIONS = 740 / 989, 600 / 989, 470 / 989, 500 / 989
 # float32 products are TF32, at half the rate, or, at highest precision, three of bfloat16.
 _FLOAT32 = 0.5
 _FP8 = 2.0
-_BANDWIDTH = 3.0 / 3.35  # of memory, by large copies
+_BANDWIDTH = 0.84  # of memory's, by what XLA fuses; both cards
 
 # A program may have this much of a card's memory (XLA_PYTHON_CLIENT_MEM_FRACTION of a run).
 SHARE = 0.95

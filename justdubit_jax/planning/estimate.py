@@ -52,7 +52,7 @@ class Estimate:
 
     @property
     def hidden(self) -> float:
-        """Seconds of copies and collectives beside which something else is done."""
+        """Seconds of collectives beside which something else is done."""
         return sum(kernel.times * (kernel.seconds - kernel.waits) for kernel in self.kernels)
 
     def by_kind(self) -> list[Share]:

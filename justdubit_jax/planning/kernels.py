@@ -65,9 +65,13 @@ class _Reader:
         self._program, self._card, self._devices = program, card, devices
 
     def computation(self, name: str, times: int, loop: str) -> Iterator[Kernel]:
-        """In one stream, beside which one of copies and one of collectives run."""
+        """In one stream, beside which one of collectives runs.
+
+        Copies that XLA starts beside other kernels are run in turn with them: it puts a loop's
+        kernels into command buffers, in which nothing ran beside anything (docs/gpu-record.md).
+        """
         body = self._program.computations[name]
-        now, until = 0.0, {"copy": 0.0, "collective": 0.0}
+        now, until = 0.0, 0.0
         running: dict[str, tuple[Kernel, float]] = {}  # what was started, and when it ends
         for one in body.values():
             if one.opcode in _FREE:
@@ -86,10 +90,9 @@ class _Reader:
                 yield from inside
                 continue
             kernel = self._kernel(one, body, times, loop)
-            if one.opcode.endswith("-start"):
-                stream = "collective" if one.opcode.startswith(COLLECTIVES) else "copy"
-                end = max(now, until[stream]) + kernel.seconds
-                until[stream], running[one.name] = end, (kernel, end)
+            if one.opcode.endswith("-start") and one.opcode.startswith(COLLECTIVES):
+                until = max(now, until) + kernel.seconds
+                running[one.name] = kernel, until
                 continue
             now += kernel.waits
             yield kernel

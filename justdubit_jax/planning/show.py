@@ -75,7 +75,7 @@ def show_estimate(console: Console, rented: Rented, count: int = 12) -> None:
     console.print(
         f"estimate for {cards}, compiled and not run: {e.seconds:.3f} s a step, "
         f"MFU {rented.mfu:.0%}; {e.launches:,} kernels of at least {LAUNCH * 1e6:g} us, "
-        f"{e.hidden * 1e3:.0f} ms of copies and transfers beside them"
+        f"{e.hidden * 1e3:.0f} ms of transfers beside them"
     )
     kinds = Table("kind", "ms", "runs", title="a step by kinds of kernels")
     for share in e.by_kind():

@@ -6,10 +6,13 @@ is made by the commands themselves (parity/commands.py), twice: `by_stage` gives
 stored results of the one before it, `chained` only the files.
 """
 
+import contextlib
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -99,8 +102,18 @@ def runs_of(world: World) -> list[str]:
 
 def compute(world: World, run: str) -> Tensors:
     """What one of RUNS makes, by the names and in the types of the expectations."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, in_float32():
         return as_expected(world, RUNS[run][1](world, Path(folder)))
+
+
+@contextlib.contextmanager
+def in_float32() -> Iterator[None]:
+    """The commands in float32, of which the expectations are; on a GPU theirs is bfloat16."""
+    with contextlib.ExitStack() as stack:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("justdubit_jax.") and hasattr(module, "default_dtype"):
+                stack.enter_context(mock.patch.object(module, "default_dtype", lambda: jnp.float32))
+        yield
 
 
 def as_expected(world: World, found: Tensors) -> Tensors:
