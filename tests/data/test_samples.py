@@ -96,6 +96,16 @@ def test_position_is_restored_exactly(root):
         np.testing.assert_array_equal(batch.video.target, other.video.target)
 
 
+@pytest.mark.parametrize("before, after", [(2, 1), (1, 2)])
+def test_a_batch_of_another_size_goes_on_with_the_samples_not_yet_seen(root, before, after):
+    groups = group_by_shape(find_samples(root, FOLDERS))[:1]  # four samples
+    first, second = (Batches(groups, LTX2, n, seed=7, threads=0) for n in (before, after))
+    seen = [files.name for _ in range(2 // before) for files in next(first)[1]]
+    second.state = first.state
+    seen += [files.name for _ in range(2 // after) for files in next(second)[1]]
+    assert len(seen) == len(set(seen)) == 4
+
+
 def test_hosts_read_different_samples_of_the_same_group(root):
     groups = group_by_shape(find_samples(root, FOLDERS))
     whole = Batches(groups, LTX2, 2, seed=3, threads=0)

@@ -13,13 +13,17 @@ from justdubit_jax import train
 from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
 from justdubit_jax.lora.files import newest_lora
-from justdubit_jax.training import settings
+from justdubit_jax.lora.record import LoRARecord
+from justdubit_jax.runs.output import lora_record
+from justdubit_jax.training import prepare, settings
+from justdubit_jax.training.optimizer import make_optimizer
 from justdubit_jax.training.prepare import (
     check_start,
     first_state,
     make_batches,
     prepare_training,
 )
+from justdubit_jax.training.step import StepConfig, make_step
 from justdubit_jax.weights.checkpoint import checkpoint_config
 
 
@@ -57,6 +61,41 @@ def test_the_objective_is_what_the_config_says(demo, tmp_path):
     assert (other.cross_timestep, other.isolate) == ("other", False)
     assert (other.first_frame_p, other.mask_loss) == (0.25, None)
     assert published.first_frame_p == 0.1 and published.mask_loss is not None
+
+
+def test_the_step_has_the_runs_seed_dropout_and_running_mean(demo, tmp_path, monkeypatch):
+    made = []
+
+    def recorded(step, *parts):
+        made.append(step)
+        return make_step(step, *parts)
+
+    monkeypatch.setattr(prepare, "make_step", recorded)
+    flags = "--config.lora.dropout=0.25", "--config.optimization.ema_decay=0.5"
+    training = prepared(demo, tmp_path, *flags, "--config.seed=7")
+    prepare.recomputing(training, "full")
+    assert made == [StepConfig(seed=7, dropout=0.25, ema_decay=0.5)] * 2
+
+
+def test_the_record_of_a_lora_says_its_rank_alpha_and_rule(demo, tmp_path):
+    flags = "--config.lora.rank=3", "--config.lora.alpha=5", "--config.model.cross_timestep=other"
+    assert lora_record(prepared(demo, tmp_path, *flags)) == LoRARecord(3, 5.0, "other")
+
+
+def test_rates_are_chosen_by_the_names_of_the_torch_trainer(demo, tmp_path, monkeypatch):
+    given = {}
+
+    def recorded(config, names):
+        given.update(names)
+        return make_optimizer(config, names)
+
+    monkeypatch.setattr(prepare, "make_optimizer", recorded)
+    training = prepared(demo, tmp_path)
+    assert list(given["blocks.video.attn1.to_q.lora.A"]) == [
+        f"base_model.model.transformer_blocks.{block}.attn1.to_q.lora_A.default.weight"
+        for block in range(training.config.layers)
+    ]
+    assert given.keys() == training.abstract.adapters.keys()
 
 
 def test_a_rate_group_that_finds_nothing_is_refused_with_what_is_near(demo, tmp_path):

@@ -215,7 +215,7 @@ FAULTS = (
         _JOB,
         "yield video(picture), sound, rate",
         "yield video(picture), sound[::-1], rate",
-        _FROM_FILES,
+        "tests/dubbing",
     ),
     Fault(
         "dub.strength-ignored",

@@ -225,7 +225,7 @@ FAULTS = (
         "abstract.adapters.items()}",
         "names = {path: [path] * len(PEFT.keys_of(path, leaf.shape)) for path, leaf in "
         "abstract.adapters.items()}",
-        "tests/training tests/test_train.py",
+        "tests/training/test_prepare.py",
     ),
     Fault(
         "optimizer.warm-up-ignored",
