@@ -19,8 +19,9 @@ def test_each_sample_is_decoded_with_its_own_sound(monkeypatch):
 
     monkeypatch.setattr(job, "audio_decoder", lambda checkpoint: (decoded, 16_000))
     monkeypatch.setattr(job, "video_decoder", lambda *_: levels)
+    monkeypatch.setattr(job, "default_tiling", lambda layout: None)
     pairs = [(np.full((1, 1, 1, 3), n, np.float32), np.full((1, 1, 4), -n)) for n in (1.0, 2.0)]
-    found = list(job.decode_samples(Mock(spec=SafetensorsCheckpoint), pairs))
+    found = list(job.decode_samples(Mock(spec=SafetensorsCheckpoint, layout=None), pairs))
     for number, (picture, sound, rate) in enumerate(found, 1):
         assert [frames.max() for frames in picture] == [number] and rate == 16_000
         np.testing.assert_array_equal(sound, [[-number] * 4, [0.5 - number] * 4])
