@@ -18,6 +18,9 @@ from justdubit_jax.training.prepare import load_base, prepare_training
 from justdubit_jax.validation.fixed_loss import FixedLoss
 from justdubit_jax.weights.checkpoint import open_checkpoint
 
+# A whole run by itself, minutes of compiling; what it is wired of is tested part by part elsewhere.
+pytestmark = pytest.mark.deep
+
 PROMPT, NEGATIVE = "A face with a low voice says: hello.", "still, silent"
 # As the keys of configs/dub.py, and as dub's flags.
 SAMPLING = {

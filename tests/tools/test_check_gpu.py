@@ -26,6 +26,7 @@ def check(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.deep
 def test_a_part_in_a_process_of_its_own_and_one_without_time(tmp_path):
     file, table = tmp_path / "found.json", tmp_path / "found.md"
     done = check("--only", "machine", "devices", "--json", file, "--markdown", table)
@@ -41,6 +42,7 @@ def test_a_part_in_a_process_of_its_own_and_one_without_time(tmp_path):
     assert section["failed"]
 
 
+@pytest.mark.deep
 def test_a_part_that_fails_keeps_what_it_found_and_takes_no_other_with_it(tmp_path):
     (tmp_path / "tokens.safetensors").write_bytes(b"no file of tensors")
     done = check("--only", "float32", "machine", "--golden", tmp_path)

@@ -8,7 +8,7 @@ _WRITER = "justdubit_jax/validation/samples.py"
 _STATE = "justdubit_jax/runs/state.py"
 _OUTPUT = "justdubit_jax/runs/output.py"
 _TRAIN = "justdubit_jax/train.py"
-_SAMPLES = "tests/test_end_to_end.py tests/validation/test_rounds.py tests/test_conscience.py"
+_SAMPLES = "tests/test_end_to_end.py tests/validation"
 
 FAULTS = (
     Fault(
@@ -144,7 +144,7 @@ FAULTS = (
         "means = self._loss.mean(weights, self._groups)",
         "means = self._loss.mean(weights._replace(adapters={k: 0 * x for k, x in "
         "weights.adapters.items()}), self._groups)",
-        _SAMPLES,
+        "tests/validation/test_holdout.py",
     ),
     Fault(
         "holdout.worst-is-best",

@@ -8,7 +8,7 @@ _SAMPLE = "justdubit_jax/dubbing/sample.py"
 _JOB = "justdubit_jax/dubbing/job.py"
 _DUB = "justdubit_jax/dub.py"
 _GOLDENS = "tests/sampling"
-_FROM_FILES = "tests/test_end_to_end.py tests/test_dub.py tests/test_conscience.py"
+_FROM_FILES = "tests/test_end_to_end.py tests/test_dub.py"
 
 FAULTS = (
     Fault(
