@@ -5,6 +5,7 @@ import re
 
 import jax
 import numpy as np
+import pytest
 from helpers.commands import REPO
 
 from justdubit_jax.lora.files import config_of
@@ -12,6 +13,7 @@ from justdubit_jax.lora.files import config_of
 PAGE = REPO / "docs/in-python.md"
 
 
+@pytest.mark.deep
 def test_the_snippet_trains_a_step_and_dubs(demo, tmp_path, monkeypatch):
     (text,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     tree = ast.parse(text)

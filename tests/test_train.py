@@ -31,6 +31,7 @@ def single(demo, tmp_path_factory):
     return one_step(demo, tmp_path_factory.mktemp("one"), 1, 1, 8)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("data_axis", "fsdp"), [(2, 4)])
 def test_eight_devices_give_the_step_of_one(demo, tmp_path, single, monkeypatch, data_axis, fsdp):
     monkeypatch.setattr(sharding, "_SMALLEST_SHARDED", 2)  # the toy's weights are all below it
@@ -134,6 +135,7 @@ def test_starting_from_a_lora_file(demo, finished, tmp_path):
     assert all((got[key] == want[key].astype(np.float32)).all() for key in want)
 
 
+@pytest.mark.deep
 def test_keep_last_n_counts_steps_and_files_alike(demo, tmp_path):
     flags = (
         "--config.optimization.steps=3",
@@ -228,6 +230,7 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(arguments, monkeypatch
     assert said.startswith("error: ") and said.count("\n") == 1, said
 
 
+@pytest.mark.deep
 def test_so_it_is_in_a_shell():
     done = run_module("justdubit_jax.train", "--config", "configs/nowhere.py")
     assert done.returncode == 2

@@ -43,14 +43,13 @@ def test_what_does_not_fit_says_what_to_switch(toy):
     assert "smaller video" in switches[-1][0]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "recompute, kept, least",
     [
         ("True", "their inputs", 60),
         # Several programs are compiled to choose.
-        pytest.param(
-            "auto", "their inputs and the attention's outputs", 70, marks=pytest.mark.deep
-        ),
+        ("auto", "their inputs and the attention's outputs", 70),
     ],
 )
 def test_the_19b_model_is_planned_from_its_config_alone(recompute, kept, least):

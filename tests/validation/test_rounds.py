@@ -108,6 +108,7 @@ def test_a_run_killed_while_sampling_continues_from_its_checkpoint(
     assert all((got[key] == without[key]).all() for key in without)
 
 
+@pytest.mark.deep
 def test_a_failing_sample_is_reported_and_training_goes_on(demo, tmp_path, monkeypatch, capsys):
     def fails(*arguments):
         raise RuntimeError("out of memory")
@@ -134,6 +135,7 @@ def test_prompts_are_encoded_once(demo, tmp_path, monkeypatch):
         cached_contexts(["a"], *arguments)
 
 
+@pytest.mark.deep
 def test_held_out_losses_are_the_same_numbers_on_every_run(demo, tmp_path):
     more = ("--config.validation.holdout=2", "--config.checkpoints.keep_best=True")
     more += ("--config.validation.prompts=()", "--config.validation.reference_videos=()")
@@ -194,6 +196,7 @@ def on_one(demo, prepared):
     return sampled_and_measured(demo, prepared, sharding.make_mesh(1, 1))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("data_axis", "fsdp", "batched"), [(2, 4, False)])
 def test_devices_share_the_samples(demo, prepared, on_one, monkeypatch, data_axis, fsdp, batched):
     """Four samples as three and one, and as four beside four that are dropped."""
@@ -271,6 +274,7 @@ def test_a_clip_that_cannot_be_dubbed_ends_it_before_the_first_step(demo, tmp_pa
         train.main(config(demo, tmp_path / "out", *flags(demo, *more)))
 
 
+@pytest.mark.deep
 def test_without_a_reference_the_sound_is_as_long_as_the_picture(demo, tmp_path):
     shutil.copy(demo / "run/samples/step_000000_1.png", tmp_path / "first.png")
     more = ("--config.validation.reference_videos=()", "--config.optimization.steps=1")
