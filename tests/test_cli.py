@@ -1,5 +1,7 @@
 """The types of the commands' flags."""
 
+import os
+
 import jax
 import pytest
 
@@ -42,3 +44,27 @@ def test_float32_is_float32_unless_asked_otherwise(asked, used, monkeypatch):
         assert jax.config.jax_default_matmul_precision == used
     finally:
         jax.config.update("jax_default_matmul_precision", before)
+
+
+@pytest.mark.parametrize(
+    "given, flags",
+    [
+        (None, ["--xla_gpu_enable_triton_gemm=false"]),
+        ("--xla_a=1", ["--xla_gpu_enable_triton_gemm=false", "--xla_a=1"]),
+        # XLA takes the last.
+        (
+            "--xla_gpu_enable_triton_gemm=true",
+            ["--xla_gpu_enable_triton_gemm=false", "--xla_gpu_enable_triton_gemm=true"],
+        ),
+        ("--xla_gpu_enable_triton_gemm=false", ["--xla_gpu_enable_triton_gemm=false"]),
+    ],
+)
+def test_what_the_environment_tells_xla_stands_last(monkeypatch, given, flags):
+    if given is None:
+        monkeypatch.delenv("XLA_FLAGS", raising=False)
+    else:
+        monkeypatch.setenv("XLA_FLAGS", given)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
+    cli.set_up_jax()
+    assert os.environ["XLA_FLAGS"].split() == flags
+    assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5"
