@@ -48,6 +48,8 @@ def step(small: bool, runs: int, kernels_file: Path | None) -> Iterator[Row]:
     seconds = statistics.median(made.run() for _ in range(runs))
     expected = estimate.seconds if card else None
     yield Row("seconds a step", seconds, "s", expected=expected, note=f"median of {runs}")
+    in_a_row = made.run_in_a_row(runs)
+    yield Row("seconds a step in a row, as in training", in_a_row, "s", expected=expected)
     plan = made.program.plan
     memory, source = made.memory()
     yield Row(f"peak memory by the {source}", memory / 1e9, "GB", expected=plan.memory.total / 1e9)
