@@ -56,8 +56,8 @@ def exiting(command: Callable[[], None]) -> None:
 
 # What XLA is told by every command, each with its reason; XLA_FLAGS of the environment stand behind
 # them and win. Triton's products are chosen by timing, for a minute of a start, and before it is
-# known that cuBLAS's are chosen, every block's weights have got a copy that only Triton's need:
-# 88 of the 1468 ms of a step on an H100.
+# known that cuBLAS's are chosen, every block's weights have got a copy that only Triton's need
+# (docs/gpu-record.md).
 XLA_FLAGS = ("--xla_gpu_enable_triton_gemm=false",)
 
 

@@ -60,7 +60,7 @@ class Linear(nnx.Module):
         update = None if self.lora is None else self.lora(x)
         if self.bias is not None:
             # Joined to the update: cuBLAS adds a bias to the wide product only where XLA has
-            # copied its weight out of the stack of blocks, 20 ms a step on an H200.
+            # copied its weight out of the stack of blocks (docs/gpu-record.md).
             bias = jax.lax.broadcast_to_rank(self.bias[...].astype(x.dtype), y.ndim)
             update = bias if update is None else update + bias
         return y if update is None else y + update

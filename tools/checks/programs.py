@@ -1,7 +1,6 @@
 """The other programs of a run on random weights: their time and memory beside the planner's."""
 
 import json
-import statistics
 import time
 from collections.abc import Iterator
 from fractions import Fraction
@@ -10,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from benchmarks.size import REPO
+from checks.machine import timed
 from checks.result import Row
 from checks.training import largest_that_fits
 
@@ -66,21 +66,10 @@ def _rows(name: str, phase: Phase, work: Work, card: Card | None, runs: int) -> 
     program = lowered.compile()
     yield Row(f"{name}: compiled in", time.perf_counter() - start, "s")
     arguments = _random(lowered, sharding.replicated(work.training.mesh))
-    seconds = _seconds(program, arguments, runs)
+    seconds = timed(program, *arguments, runs=runs)
     expected = estimate(program.as_text() or "", card).seconds if card else None
     yield Row(f"{name}: seconds", seconds, "s", expected=expected)
     yield Row(f"{name}: memory by the compiler", program_bytes(program) / 1e9, "GB")
-
-
-def _seconds(program: Any, arguments: Any, runs: int) -> float:
-    """Median of a few runs, after one that is not counted."""
-    jax.block_until_ready(program(*arguments))
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        jax.block_until_ready(program(*arguments))
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def _random(lowered: jax.stages.Lowered, place: jax.sharding.Sharding) -> Any:
