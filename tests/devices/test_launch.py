@@ -71,7 +71,8 @@ def test_two_machines_find_one_another(tmp_path, started, monkeypatch):
 def test_a_slurm_job_that_was_stopped_queues_again(tmp_path, code, again):
     done = run("slurm.sh", tmp_path, "--config.seed=7", CODE=code)
     first, *rest = done.stdout.splitlines()
-    assert first.startswith("srun .venv/bin/python -m justdubit_jax.train") and first.endswith("--config.seed=7")
+    assert first.startswith("srun .venv/bin/python -m justdubit_jax.train ")
+    assert first.endswith("--config.seed=7")
     config_of(first)
     assert ("scontrol requeue 77" in rest) == again
     assert done.returncode == int(code)
