@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import checks.parity
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import verify_parity
@@ -12,6 +14,9 @@ from helpers.golden import FOLDER
 from parity import end_to_end
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+
+from justdubit_jax.dubbing import job
+from justdubit_jax.preprocessing import encode
 
 TOOL = Path(__file__).parents[2] / "tools" / "verify_parity.py"
 
@@ -135,3 +140,26 @@ def test_a_world_that_cannot_be_computed_fails(monkeypatch, capsys):
     monkeypatch.setattr(end_to_end, "compute", fails)
     assert verify_parity.verify_world(WHOLE, None, None) == {"FAIL": 1}
     assert "FAIL: ValueError: no such thing" in capsys.readouterr().out
+
+
+def test_models_run_in_bfloat16_and_are_compared_with_limits_of_their_own():
+    exact, rounded = (
+        list(checks.parity.rows(FOLDER / "text_19b.safetensors", dtype))
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    assert len(rounded) < len(exact)  # masks have no rounding
+    assert max(row.error for row in exact if row.limit) < 2e-5
+    assert all(1e-4 < row.error <= row.limit == 3e-2 for row in rounded)
+
+
+def test_files_to_files_are_of_float32(tmp_path):
+    done = verify(FOLDER.with_name("golden_e2e"), "--dtype", "bfloat16")
+    assert done.returncode == 2 and "compared in float32" in done.stderr
+
+
+def test_the_commands_are_run_in_float32_where_theirs_is_another(monkeypatch):
+    for module in (encode, job):
+        monkeypatch.setattr(module, "default_dtype", lambda: jnp.bfloat16)
+    with end_to_end.in_float32():
+        assert encode.default_dtype() == job.default_dtype() == jnp.float32
+    assert encode.default_dtype() == jnp.bfloat16
