@@ -105,6 +105,7 @@ def test_a_finished_run_started_again_does_nothing(demo, finished, tmp_path):
     assert RunFolder(output).lora(4).stat().st_mtime_ns == before
 
 
+@pytest.mark.deep
 def test_a_lora_file_lost_in_a_crash_is_written_again(demo, finished, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(finished, output)
