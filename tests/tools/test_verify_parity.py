@@ -19,7 +19,6 @@ from justdubit_jax.dubbing import job
 from justdubit_jax.errors import InputError
 from justdubit_jax.preprocessing import encode
 
-WORLD = FOLDER.with_name("golden_e2e")
 TOOL = Path(__file__).parents[2] / "tools" / "verify_parity.py"
 
 
@@ -155,7 +154,7 @@ def test_models_run_in_bfloat16_and_are_compared_with_limits_of_their_own():
 
 
 def test_files_to_files_are_of_float32(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["", str(WORLD), "--dtype", "bfloat16"])
+    monkeypatch.setattr(sys, "argv", ["", str(WHOLE), "--dtype", "bfloat16"])
     with pytest.raises(InputError, match="golden_e2e is of files to files, compared in float32"):
         verify_parity.parse()
 
