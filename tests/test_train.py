@@ -123,6 +123,7 @@ def test_the_file_says_what_it_was_trained_with(finished):
     assert dtypes == {jnp.dtype(jnp.bfloat16)}
 
 
+@pytest.mark.deep
 def test_starting_from_a_lora_file(demo, finished, tmp_path):
     flags = (
         f"--config.model.load_checkpoint={finished / 'checkpoints'}",

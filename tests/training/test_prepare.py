@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from justdubit_jax import train
 from justdubit_jax.devices import sharding
 from justdubit_jax.errors import InputError
+from justdubit_jax.lora import files as lora_files
 from justdubit_jax.lora.files import newest_lora
 from justdubit_jax.lora.record import LoRARecord
 from justdubit_jax.runs.output import lora_record
@@ -129,6 +130,16 @@ def test_a_lora_of_another_scale_or_rule_is_not_started_from(demo, tmp_path, met
         return
     with pytest.raises(InputError, match=message):
         check_start(training)
+
+
+def test_a_training_starts_from_the_lora_file_that_is_given(demo, tmp_path):
+    path = demo / "run/checkpoints/lora_weights_step_00060.safetensors"
+    training = prepared(demo, tmp_path, f"--config.model.load_checkpoint={path}")
+    got = lora_files.file_tensors(jax.device_get(first_state(training).adapters))
+    want = load_file(path)
+    assert got.keys() == want.keys()
+    for name, tensor in want.items():
+        np.testing.assert_array_equal(got[name], tensor.astype(np.float32))
 
 
 def test_a_folder_to_start_from_has_no_files_of_runs_that_were_moved_aside(demo, tmp_path):

@@ -77,6 +77,7 @@ def without(demo, tmp_path_factory):
     return load_file(RunFolder(output).lora(3))
 
 
+@pytest.mark.deep
 def test_sampling_changes_nothing_in_the_training(demo, without, tmp_path):
     more = ("--config.validation.videos_per_prompt=2",)
     more += ("--config.validation.include_reference_in_output=True",)

@@ -59,7 +59,7 @@ FAULTS = (
         "justdubit_jax/training/prepare.py",
         "adapters = sharding.place_whole(read, place.adapters)",
         "adapters = sharding.place_whole({k: 0 * x for k, x in read.items()}, place.adapters)",
-        "tests/test_train.py",
+        "tests/training/test_prepare.py",
     ),
     Fault(
         "train.dropout-not-handed-on",
