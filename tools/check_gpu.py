@@ -31,7 +31,7 @@ from justdubit_jax.files import replacing
 def sections(args: argparse.Namespace) -> dict[str, Callable[[], Iterator[Row]]]:
     """What is checked, in this order. Nothing here touches a device before it is called."""
     import jax
-    from checks import attention, demo, machine, parity, programs, training
+    from checks import attention, demo, machine, programs, training, vectors
 
     def small() -> bool:
         return jax.default_backend() == "cpu"
@@ -41,9 +41,9 @@ def sections(args: argparse.Namespace) -> dict[str, Callable[[], Iterator[Row]]]
         "attention": lambda: attention.check(small()),
         "step": lambda: training.step(small(), args.runs, args.kernels),
         "demo": demo.check,
-        "float32": lambda: parity.float32(args.golden or parity.GOLDEN),
+        "float32": lambda: vectors.float32(args.golden or vectors.GOLDEN),
         "programs": lambda: programs.check(small(), 3),
-        "bfloat16": lambda: parity.bfloat16(args.golden or parity.GOLDEN),
+        "bfloat16": lambda: vectors.bfloat16(args.golden or vectors.GOLDEN),
         "quantized": lambda: training.quantized(small(), 3),
         "devices": lambda: training.divided(small(), 3),
     }

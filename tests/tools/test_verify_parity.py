@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import checks.parity
+import checks.vectors
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -145,7 +145,7 @@ def test_a_world_that_cannot_be_computed_fails(monkeypatch, capsys):
 
 def test_models_run_in_bfloat16_and_are_compared_with_limits_of_their_own():
     exact, rounded = (
-        list(checks.parity.rows(FOLDER / "text_19b.safetensors", dtype))
+        list(checks.vectors.rows(FOLDER / "text_19b.safetensors", dtype))
         for dtype in (jnp.float32, jnp.bfloat16)
     )
     assert len(rounded) < len(exact)  # masks have no rounding
